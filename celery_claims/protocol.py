@@ -1,0 +1,709 @@
+"""The claim protocol: what every store answers, as functions without I/O and without a clock.
+
+Identity
+    A record belongs to one ``(queue, task_id)``. A *run* is one publish: (task id, ``root_id``);
+    an *attempt* of it is the pair (replacements, retries), compared in that order. A *grant* is
+    one answer to one delivery: ``grant_id`` is random per delivery, ``token`` is its fencing number.
+
+Authority
+    The store's clock alone decides whether a lease is over. A worker only bounds how long it may
+    *trust* its lease without hearing from the store (``trust_until``), on its own monotonic clock.
+
+States
+    ::
+
+                     claim                    release
+          (none) ────────────▶ claimed ────────────────────▶ finished
+                     ▲   ▲        │  ▲                           │
+               claim │   │        │  │ renew (only after         │ claim by a higher attempt,
+                     │   │ nack,  │  │ expire, same token)       │ another run, or a newer death
+                     │   └────────┤  │                           │
+                   free ◀── expire┴──┘ ◀─────────────────────────┘ (through claimed)
+
+    ``free`` remembers the token, the attempt and the deliveries; so does ``finished``.
+
+Fencing
+    Every write after a grant carries its token and changes nothing unless the record still has it.
+    Tokens of a shard rise for ever: ``next_token`` takes the higher of the last one plus one and the
+    clock in microseconds, so that a store that lost its memory still goes on above what it gave out.
+
+Failure handling
+    A lost reply is repaired by repeating the call: the same grant id gets the same token, a second
+    release or nack answers as the first did. An expired lease is taken over by the next claim;
+    the old owner may still renew or finish as long as nobody else was granted.
+
+Each rule here has a test of the same name in the conformance suite (``celery_claims.testing``).
+Sources: the lease of Gray and Cheriton (1989); fencing tokens after Kleppmann's critique of
+Redlock (2016) and Chubby's sequencers (Burrows, 2006).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import NamedTuple
+
+from .errors import InvalidArgument
+
+__all__ = [
+    "AlreadyClaimed",
+    "Attempt",
+    "ClaimAnswer",
+    "ClaimRequest",
+    "ClaimToken",
+    "Delivery",
+    "Ended",
+    "Exhausted",
+    "Expiry",
+    "Finished",
+    "Lost",
+    "Outcome",
+    "Record",
+    "RenewAnswer",
+    "Renewal",
+    "Renewed",
+    "SettleAnswer",
+    "Settled",
+    "Settlement",
+    "State",
+    "Success",
+    "Superseded",
+    "TookOver",
+    "Transition",
+    "decide_claim",
+    "decide_expire",
+    "decide_renew",
+    "decide_settle",
+    "next_token",
+    "trust_until",
+]
+
+#: Longest queue name or task id, in bytes of UTF-8: one index entry stays a bounded cost.
+MAX_KEY_BYTES = 10_240
+
+#: Tokens stay exact as a double (Lua, JavaScript, JSON).
+MAX_TOKEN = 2**53 - 1
+
+#: Longest duration that a verb takes, in milliseconds (ten years): beyond it is a slip of units.
+MAX_DURATION_MS = 10 * 365 * 24 * 3600 * 1000
+
+#: How long a claim that is out of deliveries stays with the worker that reports it, in ms.
+EXHAUSTED_LEASE_MS = 30_000
+
+
+class Attempt(NamedTuple):
+    """Which attempt of a run: compared as a pair, replacements first."""
+
+    nesting: int = 0
+    retries: int = 0
+
+
+class State(str, Enum):
+    """What a record says of its task now."""
+
+    CLAIMED = "claimed"
+    FREE = "free"
+    FINISHED = "finished"
+
+
+class Outcome(str, Enum):
+    """How a finished attempt ended, or why a free record is free."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    RETRY = "retry"
+    IGNORED = "ignored"
+    REJECTED = "rejected"
+    REVOKED = "revoked"
+    TIMED_OUT = "timed out"
+    WORKER_LOST = "worker lost"
+    EXHAUSTED = "exhausted"
+    #: free: given back by its owner
+    NACKED = "nacked"
+    #: free: the lease ran out and cleanup noticed
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What a sweeper needs to give a dead worker's message back; the protocol never reads it.
+
+    Parameters:
+        task: the task's name.
+        tag: the broker's delivery tag.
+        queue: the queue that the message came from, where it differs from the claim's.
+        priority: the message's priority, None where it has none.
+    """
+
+    task: str = ""
+    tag: str = ""
+    queue: str = ""
+    priority: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimToken:
+    """The proof of one grant.
+
+    Parameters:
+        queue, task_id: what is claimed.
+        owner: who holds it.
+        token: the fencing number; higher than of any earlier grant of this claim.
+        attempt: the attempt of the run that it was granted for.
+        created_at, expires_at: milliseconds of the store's clock.
+        grant_id: the delivery that it was granted to.
+        root_id: the run.
+        deaths: how often the broker dead-lettered the message before this delivery.
+        delivery: where the message came from.
+    """
+
+    queue: str
+    task_id: str
+    owner: str
+    token: int
+    attempt: Attempt
+    created_at: int
+    expires_at: int
+    grant_id: str
+    root_id: str
+    deaths: int = 0
+    delivery: Delivery = field(default_factory=Delivery)
+
+    def remaining_ms(self, now_ms: int) -> int:
+        """Milliseconds of the lease left at ``now_ms`` of the store's clock; 0 once it is over."""
+        return max(0, self.expires_at - now_ms)
+
+    def is_valid(self, now_ms: int) -> bool:
+        """Whether the lease is unexpired at ``now_ms`` of the store's clock."""
+        return now_ms < self.expires_at
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """One question: may this delivery run?
+
+    Parameters:
+        queue, task_id, owner, lease_ms, grant_id, root_id, attempt: see ``ClaimToken``.
+        deaths: how often the broker dead-lettered the message (``x-death``).
+        max_deliveries: how many started runs of this attempt may die before it is exhausted.
+        delivery: kept for the sweeper.
+    """
+
+    queue: str
+    task_id: str
+    owner: str
+    lease_ms: int
+    grant_id: str
+    root_id: str
+    attempt: Attempt = Attempt()  # noqa: RUF009 - an immutable tuple
+    deaths: int = 0
+    max_deliveries: int = 20
+    delivery: Delivery = field(default_factory=Delivery)
+
+    def __post_init__(self) -> None:
+        check_name("queue", self.queue)
+        check_name("task_id", self.task_id)
+        check_name("owner", self.owner)
+        check_name("grant_id", self.grant_id)
+        check_name("root_id", self.root_id)
+        check_duration("lease_ms", self.lease_ms)
+        check_count("deaths", self.deaths, least=0)
+        check_count("max_deliveries", self.max_deliveries, least=1)
+        if not isinstance(self.attempt, Attempt):
+            raise InvalidArgument("attempt", f"expected an Attempt, got {self.attempt!r}")
+        check_count("attempt.nesting", self.attempt.nesting, least=0)
+        check_count("attempt.retries", self.attempt.retries, least=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """Granted: nobody held it. ``now`` is the store's clock in milliseconds, as in every answer."""
+
+    token: ClaimToken
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class TookOver:
+    """Granted: the lease of ``previous_owner`` had run out."""
+
+    previous_owner: str
+    token: ClaimToken
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyClaimed:
+    """Denied for now: ``owner`` holds it until ``expires_at``, or longer if it renews."""
+
+    owner: str
+    expires_at: int
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Denied for good: this attempt of this run ended at ``finished_at``."""
+
+    outcome: Outcome
+    finished_at: int
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """Denied for good: a later ``attempt`` of this run is known, so this one has ended."""
+
+    attempt: Attempt
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exhausted:
+    """Granted only to report: ``deliveries`` started runs of this attempt died. Do not run it."""
+
+    deliveries: int
+    token: ClaimToken
+    now: int
+
+
+ClaimAnswer = Success | TookOver | AlreadyClaimed | Finished | Superseded | Exhausted
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """A wish for more time.
+
+    Parameters:
+        token: the grant.
+        lease_ms: the lease becomes at least this long from now.
+        extend: instead, add ``lease_ms`` to what is left.
+        started: also note that the task's body was started.
+    """
+
+    token: ClaimToken
+    lease_ms: int
+    extend: bool = False
+    started: bool = False
+
+    def __post_init__(self) -> None:
+        check_duration("additional_ms" if self.extend else "lease_ms", self.lease_ms)
+        check_token(self.token)
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The lease now ends at ``expires_at``."""
+
+    expires_at: int
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The grant's own owner released it before, with ``outcome``; not an error."""
+
+    outcome: Outcome
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Refused, nothing was changed: ``owner`` was granted the claim since (None: nobody is known)."""
+
+    owner: str | None
+    now: int
+
+
+RenewAnswer = Renewed | Ended | Lost
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The end of a grant: finished with ``outcome``, or given back (``Outcome.NACKED``).
+
+    Parameters:
+        token: the grant.
+        outcome: how it ended.
+        counted: given back because its worker or child died: counts as a delivery.
+        keep_ms: how long the record outlives the end; 0 forgets it at once.
+    """
+
+    token: ClaimToken
+    outcome: Outcome
+    keep_ms: int
+    counted: bool = False
+
+    def __post_init__(self) -> None:
+        check_token(self.token)
+        check_count("keep_ms", self.keep_ms, least=0, most=MAX_DURATION_MS)
+        if not isinstance(self.outcome, Outcome) or self.outcome is Outcome.EXPIRED:
+            raise InvalidArgument("outcome", f"no settlement can end as {self.outcome!r}")
+
+    @property
+    def gives_back(self) -> bool:
+        return self.outcome is Outcome.NACKED
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The settlement is recorded, by this call or by an earlier one of the same grant."""
+
+    now: int
+
+
+SettleAnswer = Settled | Ended | Lost
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """One expired claim as a sweeper read it; cleaned up only if it is still exactly this."""
+
+    queue: str
+    task_id: str
+    token: int
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a store keeps for one (queue, task id). Times are milliseconds of the store's clock.
+
+    Parameters:
+        started: the body of the last grant is known to have been started.
+        deliveries: started grants of this attempt that died.
+        settled_at: when it became finished or free; 0 while claimed.
+        forget_at: when it may be forgotten; 0 while claimed.
+    """
+
+    queue: str
+    task_id: str
+    owner: str
+    grant_id: str
+    token: int
+    root_id: str
+    attempt: Attempt
+    deaths: int
+    claimed_at: int
+    expires_at: int
+    started: bool
+    deliveries: int
+    state: State
+    outcome: Outcome | None
+    settled_at: int
+    forget_at: int
+    delivery: Delivery
+
+    def as_token(self) -> ClaimToken:
+        """The token of the last grant."""
+        return ClaimToken(
+            queue=self.queue,
+            task_id=self.task_id,
+            owner=self.owner,
+            token=self.token,
+            attempt=self.attempt,
+            created_at=self.claimed_at,
+            expires_at=self.expires_at,
+            grant_id=self.grant_id,
+            root_id=self.root_id,
+            deaths=self.deaths,
+            delivery=self.delivery,
+        )
+
+    def is_live(self, now: int) -> bool:
+        """Claimed under an unexpired lease."""
+        return self.state is State.CLAIMED and now < self.expires_at
+
+    def is_orphan(self, now: int) -> bool:
+        """Claimed under a lease that is over."""
+        return self.state is State.CLAIMED and now >= self.expires_at
+
+    def as_expiry(self) -> Expiry:
+        return Expiry(self.queue, self.task_id, self.token, self.expires_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What to answer, and the record to keep (None: keep none). ``changed`` spares a write."""
+
+    answer: ClaimAnswer | RenewAnswer | SettleAnswer | bool
+    record: Record | None
+    changed: bool
+
+
+def next_token(high_water: int, now_us: int) -> int:
+    """The next fencing token of a shard.
+
+    Parameters:
+        high_water: the highest token that the shard remembers, 0 if none.
+        now_us: the store's clock in microseconds.
+    """
+    return max(high_water + 1, now_us)
+
+
+def trust_until(asked_at: float, lease: float) -> float:
+    """Until when a worker may act on a lease without hearing from the store again.
+
+    Counted from the *start* of the call that granted or renewed it, for the store may have
+    answered at once and the reply been slow; a tenth of the lease is left for clocks that differ
+    in speed and for the work between the check and its effect.
+
+    Parameters:
+        asked_at: monotonic seconds when the call began.
+        lease: seconds.
+    """
+    return asked_at + 0.9 * lease
+
+
+def decide_claim(record: Record | None, request: ClaimRequest, now: int, token: int) -> Transition:
+    """Answer a claim.
+
+    Parameters:
+        record: what the store holds.
+        now: the store's clock, in milliseconds.
+        token: what ``next_token`` gave; used up only if the answer is a grant.
+    """
+    if record is None:
+        return _grant(request, now, token, deliveries=0)
+    if record.state is State.CLAIMED and record.grant_id == request.grant_id:
+        expires_at = max(record.expires_at, now + request.lease_ms)
+        again = replace(record, expires_at=expires_at)
+        return Transition(Success(again.as_token(), now), again, changed=True)
+    same_run = record.root_id == request.root_id
+    if same_run and record.attempt > request.attempt:
+        return Transition(Superseded(record.attempt, now), record, changed=False)
+    if record.is_live(now):
+        return Transition(
+            AlreadyClaimed(record.owner, record.expires_at, now), record, changed=False
+        )
+    same_attempt = same_run and record.attempt == request.attempt
+    if record.state is State.FINISHED:
+        if same_attempt and not _is_replay(record, request):
+            assert record.outcome is not None
+            return Transition(
+                Finished(record.outcome, record.settled_at, now), record, changed=False
+            )
+        return _grant(request, now, token, deliveries=0)
+    deliveries = record.deliveries if same_attempt else 0
+    if record.state is State.CLAIMED:
+        if same_attempt and record.started:
+            deliveries += 1
+        return _grant(request, now, token, deliveries, previous_owner=record.owner)
+    return _grant(request, now, token, deliveries)
+
+
+def _is_replay(record: Record, request: ClaimRequest) -> bool:
+    """A message that was rejected to a dead-letter queue and sent from there again must run."""
+    return record.outcome is Outcome.REJECTED and request.deaths > record.deaths
+
+
+def _grant(
+    request: ClaimRequest, now: int, token: int, deliveries: int, previous_owner: str | None = None
+) -> Transition:
+    exhausted = deliveries >= request.max_deliveries
+    record = Record(
+        queue=request.queue,
+        task_id=request.task_id,
+        owner=request.owner,
+        grant_id=request.grant_id,
+        token=token,
+        root_id=request.root_id,
+        attempt=request.attempt,
+        deaths=request.deaths,
+        claimed_at=now,
+        expires_at=now + (EXHAUSTED_LEASE_MS if exhausted else request.lease_ms),
+        started=False,
+        deliveries=deliveries,
+        state=State.CLAIMED,
+        outcome=None,
+        settled_at=0,
+        forget_at=0,
+        delivery=request.delivery,
+    )
+    answer: ClaimAnswer
+    if exhausted:
+        answer = Exhausted(deliveries, record.as_token(), now)
+    elif previous_owner is not None:
+        answer = TookOver(previous_owner, record.as_token(), now)
+    else:
+        answer = Success(record.as_token(), now)
+    return Transition(answer, record, changed=True)
+
+
+def decide_renew(
+    record: Record | None, renewal: Renewal, now: int, high_water: int
+) -> Transition:
+    """Answer a renewal or an extension.
+
+    Parameters:
+        record: what the store holds.
+        now: the store's clock, in milliseconds.
+        high_water: the highest token of the shard; a forgotten record comes back only below it.
+    """
+    record = _last_grant(record, renewal.token, high_water)
+    if record is None or record.token != renewal.token.token:
+        return _refuse(record, now)
+    if record.state is State.FINISHED:
+        assert record.outcome is not None
+        return Transition(Ended(record.outcome, now), record, changed=False)
+    if record.outcome is Outcome.NACKED:
+        return Transition(Lost(None, now), record, changed=False)
+    wanted = now + renewal.lease_ms
+    if renewal.extend:
+        wanted = max(now, record.expires_at) + renewal.lease_ms
+    alive = replace(
+        _revive(record),
+        expires_at=max(record.expires_at, wanted),
+        started=record.started or renewal.started,
+    )
+    return Transition(Renewed(alive.expires_at, now), alive, changed=True)
+
+
+def decide_settle(
+    record: Record | None, settlement: Settlement, now: int, high_water: int
+) -> Transition:
+    """Answer a release or a nack.
+
+    Parameters:
+        record: what the store holds.
+        now: the store's clock, in milliseconds.
+        high_water: as in ``decide_renew``.
+    """
+    record = _last_grant(record, settlement.token, high_water)
+    if record is None or record.token != settlement.token.token:
+        return _refuse(record, now)
+    if record.state is State.FINISHED:
+        assert record.outcome is not None
+        if settlement.gives_back:
+            return Transition(Ended(record.outcome, now), record, changed=False)
+        return Transition(Settled(now), record, changed=False)
+    if record.outcome is Outcome.NACKED:
+        answer: SettleAnswer = Settled(now) if settlement.gives_back else Lost(None, now)
+        return Transition(answer, record, changed=False)
+    counted_by_cleanup = record.state is State.FREE and record.started
+    counted = settlement.counted and not counted_by_cleanup
+    settled = replace(
+        record,
+        deliveries=record.deliveries + 1 if counted else record.deliveries,
+        state=State.FREE if settlement.gives_back else State.FINISHED,
+        outcome=settlement.outcome,
+        settled_at=now,
+        forget_at=now + settlement.keep_ms,
+    )
+    return Transition(Settled(now), settled if settlement.keep_ms else None, changed=True)
+
+
+def decide_expire(record: Record | None, expiry: Expiry, now: int, keep_ms: int) -> Transition:
+    """Clean one expired claim up, unless it changed since the sweeper read it.
+
+    Parameters:
+        record: what the store holds.
+        expiry: what the sweeper read.
+        now: the store's clock, in milliseconds.
+        keep_ms: how long its counters outlive it.
+    """
+    if (
+        record is None
+        or not record.is_orphan(now)
+        or (record.token, record.expires_at) != (expiry.token, expiry.expires_at)
+    ):
+        return Transition(answer=False, record=record, changed=False)
+    freed = replace(
+        record,
+        deliveries=record.deliveries + 1 if record.started else record.deliveries,
+        state=State.FREE,
+        outcome=Outcome.EXPIRED,
+        settled_at=now,
+        forget_at=now + keep_ms,
+    )
+    return Transition(answer=True, record=freed if keep_ms else None, changed=True)
+
+
+def _last_grant(record: Record | None, token: ClaimToken, high_water: int) -> Record | None:
+    """The record, or the one that the store forgot, if nothing was granted since in its shard."""
+    if record is not None or high_water > token.token:
+        return record
+    return Record(
+        queue=token.queue,
+        task_id=token.task_id,
+        owner=token.owner,
+        grant_id=token.grant_id,
+        token=token.token,
+        root_id=token.root_id,
+        attempt=token.attempt,
+        deaths=token.deaths,
+        claimed_at=token.created_at,
+        expires_at=0,
+        started=False,
+        deliveries=0,
+        state=State.CLAIMED,
+        outcome=None,
+        settled_at=0,
+        forget_at=0,
+        delivery=token.delivery,
+    )
+
+
+def _refuse(record: Record | None, now: int) -> Transition:
+    return Transition(Lost(record.owner if record else None, now), record, changed=False)
+
+
+def _revive(record: Record) -> Record:
+    """Undo a cleanup: its owner was late, not dead, so the delivery is not counted."""
+    if record.state is State.CLAIMED:
+        return record
+    return replace(
+        record,
+        state=State.CLAIMED,
+        outcome=None,
+        settled_at=0,
+        forget_at=0,
+        deliveries=record.deliveries - 1 if record.started else record.deliveries,
+    )
+
+
+def check_name(argument: str, value: object) -> None:
+    """A key part or an identity: any Unicode text of 1 to ``MAX_KEY_BYTES`` bytes.
+
+    Raises:
+        InvalidArgument: naming ``argument``.
+    """
+    if not isinstance(value, str):
+        raise InvalidArgument(argument, f"expected text, got {type(value).__name__}")
+    if not value:
+        raise InvalidArgument(argument, "must not be empty")
+    if len(value.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
+        raise InvalidArgument(argument, f"longer than {MAX_KEY_BYTES} bytes")
+
+
+def check_duration(argument: str, value: object) -> None:
+    """A positive whole number of milliseconds.
+
+    Raises:
+        InvalidArgument: naming ``argument``.
+    """
+    check_count(argument, value, least=1, most=MAX_DURATION_MS, unit=" milliseconds")
+
+
+def check_count(
+    argument: str, value: object, least: int, most: int = MAX_TOKEN, unit: str = ""
+) -> None:
+    """A whole number in a range.
+
+    Raises:
+        InvalidArgument: naming ``argument``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidArgument(argument, f"expected a whole number{unit and ' of'}{unit}, got {value!r}")
+    if not least <= value <= most:
+        raise InvalidArgument(argument, f"must be from {least} to {most}{unit}, got {value}")
+
+
+def check_token(value: object) -> None:
+    """A grant as a store gave it out.
+
+    Raises:
+        InvalidArgument: naming ``token``.
+    """
+    if not isinstance(value, ClaimToken):
+        raise InvalidArgument("token", f"expected a ClaimToken, got {type(value).__name__}")
