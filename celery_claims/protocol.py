@@ -76,6 +76,7 @@ __all__ = [
     "decide_settle",
     "next_token",
     "trust_until",
+    "turn_is_due",
 ]
 
 #: Longest queue name or task id, in bytes of UTF-8: one index entry stays a bounded cost.
@@ -209,10 +210,8 @@ class ClaimRequest:
         check_duration("lease_ms", self.lease_ms)
         check_count("deaths", self.deaths, least=0)
         check_count("max_deliveries", self.max_deliveries, least=1)
-        if not isinstance(self.attempt, Attempt):
-            raise InvalidArgument("attempt", f"expected an Attempt, got {self.attempt!r}")
-        check_count("attempt.nesting", self.attempt.nesting, least=0)
-        check_count("attempt.retries", self.attempt.retries, least=0)
+        check_attempt("attempt", self.attempt)
+        check_delivery("delivery", self.delivery)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,8 +286,10 @@ class Renewal:
     started: bool = False
 
     def __post_init__(self) -> None:
-        check_duration("additional_ms" if self.extend else "lease_ms", self.lease_ms)
         check_token(self.token)
+        check_flag("extend", self.extend)
+        check_flag("started", self.started)
+        check_duration("additional_ms" if self.extend else "lease_ms", self.lease_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +337,7 @@ class Settlement:
 
     def __post_init__(self) -> None:
         check_token(self.token)
+        check_flag("counted", self.counted)
         check_count("keep_ms", self.keep_ms, least=0, most=MAX_DURATION_MS)
         if not isinstance(self.outcome, Outcome) or self.outcome is Outcome.EXPIRED:
             raise InvalidArgument("outcome", f"no settlement can end as {self.outcome!r}")
@@ -363,6 +365,12 @@ class Expiry:
     task_id: str
     token: int
     expires_at: int
+
+    def __post_init__(self) -> None:
+        check_name("queue", self.queue)
+        check_name("task_id", self.task_id)
+        check_count("token", self.token, least=1)
+        check_count("expires_at", self.expires_at, least=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,11 +432,18 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """What to answer, and the record to keep (None: keep none). ``changed`` spares a write."""
+    """What to answer, and the record to keep (None: keep none).
+
+    Parameters:
+        changed: False spares a write.
+        floor: the shard's high-water must be at least this afterwards, in the same step: no later
+            token may be lower, and a grant that was settled and forgotten must not come back.
+    """
 
     answer: ClaimAnswer | RenewAnswer | SettleAnswer | bool
     record: Record | None
     changed: bool
+    floor: int = 0
 
 
 def next_token(high_water: int, now_us: int) -> int:
@@ -468,7 +483,11 @@ def decide_claim(record: Record | None, request: ClaimRequest, now: int, token: 
     if record.state is State.CLAIMED and record.grant_id == request.grant_id:
         expires_at = max(record.expires_at, now + request.lease_ms)
         again = replace(record, expires_at=expires_at)
-        return Transition(Success(again.as_token(), now), again, changed=True)
+        if record.deliveries >= request.max_deliveries:
+            answer: ClaimAnswer = Exhausted(record.deliveries, again.as_token(), now)
+        else:
+            answer = Success(again.as_token(), now)
+        return Transition(answer, again, changed=True)
     same_run = record.root_id == request.root_id
     if same_run and record.attempt > request.attempt:
         return Transition(Superseded(record.attempt, now), record, changed=False)
@@ -527,7 +546,7 @@ def _grant(
         answer = TookOver(previous_owner, record.as_token(), now)
     else:
         answer = Success(record.as_token(), now)
-    return Transition(answer, record, changed=True)
+    return Transition(answer, record, changed=True, floor=token)
 
 
 def decide_renew(
@@ -556,7 +575,9 @@ def decide_renew(
         expires_at=max(record.expires_at, wanted),
         started=record.started or renewal.started,
     )
-    return Transition(Renewed(alive.expires_at, now), alive, changed=True)
+    return Transition(
+        Renewed(alive.expires_at, now), alive, changed=True, floor=renewal.token.token
+    )
 
 
 def decide_settle(
@@ -580,17 +601,18 @@ def decide_settle(
     if record.outcome is Outcome.NACKED:
         answer: SettleAnswer = Settled(now) if settlement.gives_back else Lost(None, now)
         return Transition(answer, record, changed=False)
-    counted_by_cleanup = record.state is State.FREE and record.started
-    counted = settlement.counted and not counted_by_cleanup
+    alive = _revive(record)
     settled = replace(
-        record,
-        deliveries=record.deliveries + 1 if counted else record.deliveries,
+        alive,
+        deliveries=alive.deliveries + 1 if settlement.counted else alive.deliveries,
         state=State.FREE if settlement.gives_back else State.FINISHED,
         outcome=settlement.outcome,
         settled_at=now,
         forget_at=now + settlement.keep_ms,
     )
-    return Transition(Settled(now), settled if settlement.keep_ms else None, changed=True)
+    kept = settled if settlement.keep_ms else None
+    floor = record.token if kept else record.token + 1
+    return Transition(Settled(now), kept, changed=True, floor=floor)
 
 
 def decide_expire(record: Record | None, expiry: Expiry, now: int, keep_ms: int) -> Transition:
@@ -617,6 +639,19 @@ def decide_expire(record: Record | None, expiry: Expiry, now: int, keep_ms: int)
         forget_at=now + keep_ms,
     )
     return Transition(answer=True, record=freed if keep_ms else None, changed=True)
+
+
+def turn_is_due(last: int | None, interval_ms: int, now: int) -> bool:
+    """Whether the next turn at a duty may be taken.
+
+    A turn in the future was taken before the clock stepped back: waiting for it could take hours.
+
+    Parameters:
+        last: when the last turn was taken, None if never.
+        interval_ms: how long after a turn the next one may be taken.
+        now: the store's clock, in milliseconds.
+    """
+    return last is None or now < last or now >= last + interval_ms
 
 
 def _last_grant(record: Record | None, token: ClaimToken, high_water: int) -> Record | None:
@@ -672,6 +707,23 @@ def check_name(argument: str, value: object) -> None:
         raise InvalidArgument(argument, f"expected text, got {type(value).__name__}")
     if not value:
         raise InvalidArgument(argument, "must not be empty")
+    _check_length(argument, value)
+
+
+def check_text(argument: str, value: object) -> None:
+    """Like ``check_name``, but may be empty.
+
+    Raises:
+        InvalidArgument: naming ``argument``.
+    """
+    if value != "":
+        check_name(argument, value)
+
+
+def _check_length(argument: str, value: str) -> None:
+    # No character takes more than four bytes: short texts need not be encoded to be measured.
+    if len(value) * 4 <= MAX_KEY_BYTES:
+        return
     if len(value.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
         raise InvalidArgument(argument, f"longer than {MAX_KEY_BYTES} bytes")
 
@@ -699,6 +751,16 @@ def check_count(
         raise InvalidArgument(argument, f"must be from {least} to {most}{unit}, got {value}")
 
 
+def check_flag(argument: str, value: object) -> None:
+    """True or False, and nothing that is merely taken for one of them.
+
+    Raises:
+        InvalidArgument: naming ``argument``.
+    """
+    if not isinstance(value, bool):
+        raise InvalidArgument(argument, f"expected True or False, got {value!r}")
+
+
 def check_token(value: object) -> None:
     """A grant as a store gave it out.
 
@@ -707,3 +769,37 @@ def check_token(value: object) -> None:
     """
     if not isinstance(value, ClaimToken):
         raise InvalidArgument("token", f"expected a ClaimToken, got {type(value).__name__}")
+    for name in ("queue", "task_id", "owner", "grant_id", "root_id"):
+        check_name(f"token.{name}", getattr(value, name))
+    check_count("token.token", value.token, least=1)
+    check_count("token.created_at", value.created_at, least=0)
+    check_count("token.expires_at", value.expires_at, least=0)
+    check_attempt("token.attempt", value.attempt)
+    check_count("token.deaths", value.deaths, least=0)
+    check_delivery("token.delivery", value.delivery)
+
+
+def check_attempt(argument: str, value: object) -> None:
+    """A pair of counts.
+
+    Raises:
+        InvalidArgument: naming ``argument``.
+    """
+    if not isinstance(value, Attempt):
+        raise InvalidArgument(argument, f"expected an Attempt, got {value!r}")
+    check_count(f"{argument}.nesting", value.nesting, least=0)
+    check_count(f"{argument}.retries", value.retries, least=0)
+
+
+def check_delivery(argument: str, value: object) -> None:
+    """Texts and a number that every store can keep.
+
+    Raises:
+        InvalidArgument: naming ``argument``.
+    """
+    if not isinstance(value, Delivery):
+        raise InvalidArgument(argument, f"expected a Delivery, got {type(value).__name__}")
+    for name in ("task", "tag", "queue"):
+        check_text(f"{argument}.{name}", getattr(value, name))
+    if value.priority is not None:
+        check_count(f"{argument}.priority", value.priority, least=-MAX_TOKEN)
