@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from celery import Celery
 
@@ -137,7 +137,7 @@ class Cluster:
         for name in self.WORKERS:
             if self._processes[name].poll() is not None:
                 self._start_worker(name)
-            if not self.wait(f"worker {name}", partial(self._is_ready, name)):
+            if not self.wait(partial(self._is_ready, name)):
                 raise DemoError(f"worker {name} did not start:\n{self._log(name)}")
 
     def _start_worker(self, name: str) -> None:
@@ -148,7 +148,8 @@ class Cluster:
 
     def _spawn(self, name: str, *arguments: str) -> None:
         package = importlib.util.find_spec("celery_claims")
-        assert package is not None and package.origin is not None
+        assert package is not None
+        assert package.origin is not None
         environment = os.environ | {
             "QUICKSTART_DIR": str(self.folder),
             "PYTHONPATH": str(Path(package.origin).parent.parent),
@@ -168,12 +169,13 @@ class Cluster:
     def stop(self) -> None:
         """End every process: those that were asked to and go on are killed."""
         deadline = time.monotonic() + 4
-        for process in self._processes.values():
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                kill_group(process)
-                process.wait()
+        while time.monotonic() < deadline and self._running():
+            time.sleep(TICK)
+        for process in self._running():
+            kill_group(process)
+
+    def _running(self) -> list[subprocess.Popen[bytes]]:
+        return [process for process in self._processes.values() if process.poll() is None]
 
     def deliver(self, task: str, *, seconds: int, copies: int = 1) -> None:
         """Put copies of one message on the queue, each of them whole at once."""
@@ -188,7 +190,6 @@ class Cluster:
         group = os.getpgid(pid)
         name = next(name for name, it in self._processes.items() if it.pid == group)
         kill_group(self._processes[name])
-        self._processes[name].wait()
         task = next(it["task"] for it in reversed(self.events()) if it["pid"] == pid)
         with open(self.folder / "journal.jsonl", "a") as journal:
             line = {"event": "killed", "time": time.time(), "task": task, "pid": pid}
@@ -212,12 +213,16 @@ class Cluster:
         lines = (match for name in self.WORKERS for match in LOG_LINE.finditer(self._log(name)))
         return sum(match.groups() == (kind, task) for match in lines)
 
+    def arrived(self, task: str) -> int:
+        """How many copies of a task were started or held."""
+        return self.happened(task, "start") + self.logged(task, "held")
+
     def accounted(self, task: str) -> int:
         """How many copies of a task have met their end."""
         ended = self.happened(task, "end") + self.happened(task, "killed")
         return ended + self.logged(task, "skipped")
 
-    def wait(self, what: str, condition: Callable[[], bool]) -> bool:
+    def wait(self, condition: Callable[[], bool]) -> bool:
         """Wait until something happened; False if it did not in ``PATIENCE`` seconds."""
         deadline = time.monotonic() + PATIENCE
         while not condition():
@@ -247,30 +252,42 @@ def app_source(*, claims: bool) -> str:
 def kill_group(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL a process that was not waited for, and its children."""
     os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-def three_copies(cluster: Cluster, task: str) -> Iterator[tuple[str, Callable[[], bool]]]:
+class Milestone(NamedTuple):
+    """What a story waits for before it goes on: that ``so_far`` reaches ``least``."""
+
+    name: str
+    so_far: Callable[[], int]
+    least: int
+
+    def reached(self) -> bool:
+        return self.so_far() >= self.least
+
+
+Script = Callable[[Cluster, str], Iterator[Milestone]]
+
+
+def three_copies(cluster: Cluster, task: str) -> Iterator[Milestone]:
     cluster.deliver(task, seconds=2, copies=3)
-    yield "the end of all three copies", lambda: cluster.accounted(task) == 3
+    yield Milestone("the end of all three copies", partial(cluster.accounted, task), 3)
 
 
-def killed_worker(cluster: Cluster, task: str) -> Iterator[tuple[str, Callable[[], bool]]]:
+def killed_worker(cluster: Cluster, task: str) -> Iterator[Milestone]:
     cluster.deliver(task, seconds=3)
-    yield "the first step of the work", lambda: cluster.happened(task, "step") >= 1
+    yield Milestone("a step of the work", partial(cluster.happened, task, "step"), 1)
     cluster.deliver(task, seconds=3)
-    yield (
-        "the arrival of the second copy",
-        lambda: cluster.logged(task, "held") >= 1 or cluster.happened(task, "start") >= 2,
-    )
+    yield Milestone("the arrival of the second copy", partial(cluster.arrived, task), 2)
     cluster.kill_runner(cluster.events(task)[0]["pid"])
-    yield "the end of the second copy", lambda: cluster.accounted(task) == 2
+    yield Milestone("the end of the second copy", partial(cluster.accounted, task), 2)
 
 
-def long_task(cluster: Cluster, task: str) -> Iterator[tuple[str, Callable[[], bool]]]:
+def long_task(cluster: Cluster, task: str) -> Iterator[Milestone]:
     cluster.deliver(task, seconds=6)
-    yield "a lease's length of work", lambda: cluster.happened(task, "step") >= 4
+    yield Milestone("a lease's length of work", partial(cluster.happened, task, "step"), 4)
     cluster.deliver(task, seconds=6)
-    yield "the end of both copies", lambda: cluster.accounted(task) == 2
+    yield Milestone("the end of both copies", partial(cluster.accounted, task), 2)
 
 
 @dataclass(frozen=True)
@@ -280,14 +297,14 @@ class Story:
     Parameters:
         key: for ``--only``.
         title: what happens.
-        script: makes it happen; yields what to wait for before it goes on.
+        script: makes it happen.
         runs: how often the body starts if all is well.
         bare, claimed: what the user sees.
     """
 
     key: str
     title: str
-    script: Callable[[Cluster, str], Iterator[tuple[str, Callable[[], bool]]]]
+    script: Script
     runs: int
     bare: str
     claimed: str
@@ -465,9 +482,9 @@ def play(cluster: Cluster, half: Half, screen: Screen, reporter: Reporter) -> No
     cluster.wait_until_ready()
     screen.say(f"{half.story.title} - {half.side}")
     reporter.follow(cluster, half)
-    for what, condition in half.story.script(cluster, half.task):
-        if not cluster.wait(what, condition):
-            half.stalled = what
+    for milestone in half.story.script(cluster, half.task):
+        if not cluster.wait(milestone.reached):
+            half.stalled = milestone.name
             break
     reporter.look()
     half.over = True
@@ -489,7 +506,7 @@ def conclude(halves: list[Half], screen: Screen) -> bool:
 def ended_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that no process is left over."""
 
-    def unwind(number: int, frame: object) -> None:
+    def unwind(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
     numbers = (signal.SIGTERM, signal.SIGHUP)
