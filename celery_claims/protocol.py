@@ -216,19 +216,27 @@ class ClaimRequest:
 
 @dataclass(frozen=True, slots=True)
 class Success:
-    """Granted: nobody held it. ``now`` is the store's clock in milliseconds, as in every answer."""
+    """Granted: nobody held it. ``now`` is the store's clock in milliseconds, as in every answer.
+
+    Parameters:
+        deliveries: started runs of this attempt that died.
+        orphaned: the last grant's lease ran out and cleanup noticed before this claim.
+    """
 
     token: ClaimToken
     now: int
+    deliveries: int = 0
+    orphaned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TookOver:
-    """Granted: the lease of ``previous_owner`` had run out."""
+    """Granted: the lease of ``previous_owner`` had run out; ``deliveries`` as in ``Success``."""
 
     previous_owner: str
     token: ClaimToken
     now: int
+    deliveries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,7 +494,7 @@ def decide_claim(record: Record | None, request: ClaimRequest, now: int, token: 
         if record.deliveries >= request.max_deliveries:
             answer: ClaimAnswer = Exhausted(record.deliveries, again.as_token(), now)
         else:
-            answer = Success(again.as_token(), now)
+            answer = Success(again.as_token(), now, again.deliveries)
         return Transition(answer, again, changed=True)
     same_run = record.root_id == request.root_id
     if same_run and record.attempt > request.attempt:
@@ -508,7 +516,8 @@ def decide_claim(record: Record | None, request: ClaimRequest, now: int, token: 
         if same_attempt and record.started:
             deliveries += 1
         return _grant(request, now, token, deliveries, previous_owner=record.owner)
-    return _grant(request, now, token, deliveries)
+    orphaned = record.outcome is Outcome.EXPIRED
+    return _grant(request, now, token, deliveries, orphaned=orphaned)
 
 
 def _is_replay(record: Record, request: ClaimRequest) -> bool:
@@ -517,7 +526,13 @@ def _is_replay(record: Record, request: ClaimRequest) -> bool:
 
 
 def _grant(
-    request: ClaimRequest, now: int, token: int, deliveries: int, previous_owner: str | None = None
+    request: ClaimRequest,
+    now: int,
+    token: int,
+    deliveries: int,
+    *,
+    previous_owner: str | None = None,
+    orphaned: bool = False,
 ) -> Transition:
     exhausted = deliveries >= request.max_deliveries
     record = Record(
@@ -543,9 +558,9 @@ def _grant(
     if exhausted:
         answer = Exhausted(deliveries, record.as_token(), now)
     elif previous_owner is not None:
-        answer = TookOver(previous_owner, record.as_token(), now)
+        answer = TookOver(previous_owner, record.as_token(), now, deliveries)
     else:
-        answer = Success(record.as_token(), now)
+        answer = Success(record.as_token(), now, deliveries, orphaned)
     return Transition(answer, record, changed=True, floor=token)
 
 

@@ -1,0 +1,549 @@
+"""The decisions of one worker about its deliveries. Pure: events in, actions out.
+
+No I/O, no threads, and ``now`` (monotonic seconds) is an argument: the adapters in ``gate``,
+``pool`` and ``heartbeat`` carry the events in and the actions out, under one lock, and a
+simulation can do the same with a seed.
+
+A delivery is a ``Case``::
+
+    asking ──granted──▶ claimed ──▶ submitted ──▶ running ──▶ ended ──settled──▶ done
+      │  ▲                 │            │            │
+      │  └── time to ask   │            └── lost ────┤
+      ▼        again       │                         ▼
+     held ◀────────────────┴──────── lost ── (its body has stopped)
+      │
+      └── finished elsewhere ──▶ done (acknowledged and skipped)
+
+Of the deliveries of one task only one is *active*; the others stand in a line and only the first
+of them asks, unless the active one is here: then they wait for its end.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from .config import BEATS_PER_LEASE, TaskOptions
+from .protocol import (
+    AlreadyClaimed,
+    Attempt,
+    ClaimAnswer,
+    ClaimRequest,
+    ClaimToken,
+    Delivery,
+    Ended,
+    Exhausted,
+    Finished,
+    Outcome,
+    Renewal,
+    RenewAnswer,
+    Renewed,
+    Settlement,
+    Superseded,
+    TookOver,
+    trust_until,
+)
+from .settling import Decision, Ending, on_acknowledged, on_rejected, on_returned
+
+__all__ = ["Action", "Case", "Desk", "Do", "Incoming", "Phase"]
+
+#: First pause before a held delivery asks again, in seconds; it doubles from there.
+FIRST_PAUSE = 0.05
+#: Longest pause before a held delivery asks again, in seconds.
+LONGEST_PAUSE = 5.0
+#: First pause after the store did not answer, in seconds; it doubles up to ``LONGEST_PAUSE``.
+OUTAGE_PAUSE = 0.5
+#: Seconds between tries to record an end that the store did not take.
+RECORD_PAUSE = 1.0
+
+Key = tuple[str, str]
+
+
+class Phase(Enum):
+    """Where a delivery stands; see the module."""
+
+    ASKING = "asking"
+    HELD = "held"
+    CLAIMED = "claimed"
+    SUBMITTED = "submitted"
+    RUNNING = "running"
+    ENDED = "ended"
+    DONE = "done"
+
+
+class Do(Enum):
+    """What an adapter shall do with a case."""
+
+    #: put the case's request to the store and report ``answered`` or ``unanswered``
+    ASK = "ask"
+    #: hand the delivery to Celery under its claim
+    RUN = "run"
+    #: hand the delivery to Celery without a claim (``claims_on_store_down = "run"``)
+    RUN_UNCLAIMED = "run unclaimed"
+    #: keep the delivery unacknowledged and give the prefetch count room for another
+    HOLD = "hold"
+    #: acknowledge the delivery without running it
+    SKIP = "skip"
+    #: record FAILURE with DeliveriesExhausted, settle, reject
+    REPORT = "report"
+    #: stop the running body and report ``returned`` once it has stopped
+    STOP = "stop"
+
+
+class Action(NamedTuple):
+    """One thing to do; ``answer`` is what the store said, where that is the reason."""
+
+    do: Do
+    case: Case
+    answer: ClaimAnswer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """What the gate reads from a message.
+
+    Parameters:
+        queue, task_id, root_id, attempt, deaths, delivery: see ``protocol.ClaimRequest``.
+        late: the task acknowledges late.
+        options: how the task is claimed, filled in.
+        keep_free: seconds that the record outlives a claim that was given back.
+    """
+
+    queue: str
+    task_id: str
+    root_id: str
+    attempt: Attempt
+    deaths: int
+    late: bool
+    options: TaskOptions
+    keep_free: float
+    delivery: Delivery
+
+    @property
+    def key(self) -> Key:
+        return self.queue, self.task_id
+
+    @property
+    def lease(self) -> float:
+        assert self.options.lease is not None
+        return self.options.lease
+
+
+@dataclass(slots=True, eq=False)
+class Case:
+    """One delivery while this worker has it. Only the desk writes to it."""
+
+    incoming: Incoming
+    connection: int
+    grant_id: str
+    phase: Phase = Phase.ASKING
+    held: bool = False
+    pauses: int = 0
+    ask_at: float = 0.0
+    token: ClaimToken | None = None
+    deliveries: int = 0
+    mark_start: bool = False
+    trusted_until: float = 0.0
+    renewed_at: float = 0.0
+    accepted_at: float = 0.0
+    start_known: bool = False
+    lost: bool = False
+    hung: bool = False
+    silent: bool = False
+    ending: Ending | None = None
+    unrecorded: Settlement | None = None
+    record_at: float = 0.0
+
+    @property
+    def key(self) -> Key:
+        return self.incoming.key
+
+    @property
+    def in_executor(self) -> bool:
+        return self.phase in (Phase.SUBMITTED, Phase.RUNNING)
+
+
+@dataclass(slots=True)
+class Outage:
+    """A circuit breaker: after a failed call the store is left alone for a while."""
+
+    failures: int = 0
+    until: float = 0.0
+
+    def begin(self, now: float) -> None:
+        pause = min(OUTAGE_PAUSE * 2.0 ** min(self.failures, 8), LONGEST_PAUSE)
+        self.failures += 1
+        self.until = now + pause
+
+    def end(self) -> None:
+        self.failures = 0
+        self.until = 0.0
+
+
+@dataclass(slots=True)
+class Desk:
+    """The deliveries of one worker.
+
+    Parameters:
+        owner: this worker's identity in the store; new with every start.
+        new_grant: makes a grant id.
+        run_when_down: ``claims_on_store_down = "run"``.
+        can_stop: bodies can be killed (prefork).
+        rng: for jitter.
+    """
+
+    owner: str
+    new_grant: Callable[[], str]
+    run_when_down: bool = False
+    can_stop: bool = False
+    rng: random.Random = field(default_factory=random.Random)
+    connection: int = 0
+    outage: Outage = field(default_factory=Outage)
+    _active: dict[Key, Case] = field(default_factory=dict)
+    _lines: dict[Key, deque[Case]] = field(default_factory=dict)
+    _alarms: list[tuple[float, int, Case]] = field(default_factory=list)
+    _alarm_count: int = 0
+
+    # deliveries and the store's answers
+
+    def receive(self, incoming: Incoming, now: float) -> tuple[Case, list[Action]]:
+        """A message arrived."""
+        case = Case(incoming, self.connection, self.new_grant())
+        if incoming.key in self._active or incoming.key in self._lines:
+            return case, self._hold(case, now + LONGEST_PAUSE)
+        if now < self.outage.until:
+            return case, self._cannot_ask(case)
+        self._lines[incoming.key] = deque([case])
+        return case, [Action(Do.ASK, case)]
+
+    def request(self, case: Case) -> ClaimRequest:
+        """The question that ``Do.ASK`` puts to the store."""
+        incoming = case.incoming
+        assert incoming.options.max_deliveries is not None
+        return ClaimRequest(
+            queue=incoming.queue,
+            task_id=incoming.task_id,
+            owner=self.owner,
+            lease_ms=round(incoming.lease * 1000),
+            grant_id=case.grant_id,
+            root_id=incoming.root_id,
+            attempt=incoming.attempt,
+            deaths=incoming.deaths,
+            max_deliveries=incoming.options.max_deliveries,
+            delivery=incoming.delivery,
+        )
+
+    def answered(
+        self, case: Case, answer: ClaimAnswer, asked_at: float, now: float
+    ) -> list[Action]:
+        """The store answered a question that was put at ``asked_at``."""
+        self.outage.end()
+        if case.phase not in (Phase.ASKING, Phase.HELD):
+            return []
+        if isinstance(answer, AlreadyClaimed):
+            return self._hold(case, now + self._pause(case, answer), answer)
+        self._leave_line(case, now)
+        case.held = False
+        if isinstance(answer, (Finished, Superseded)):
+            case.phase = Phase.DONE
+            return [Action(Do.SKIP, case, answer)]
+        self._granted(case, answer.token, asked_at)
+        if isinstance(answer, Exhausted):
+            case.phase = Phase.ENDED
+            case.deliveries = answer.deliveries
+            return [Action(Do.REPORT, case, answer)]
+        case.deliveries = answer.deliveries
+        case.mark_start = isinstance(answer, TookOver) or answer.orphaned or answer.deliveries > 0
+        return [Action(Do.RUN, case, answer)]
+
+    def unanswered(self, case: Case, now: float) -> list[Action]:
+        """The store did not answer; the same grant id asks again, in case it had been granted."""
+        if now >= self.outage.until:
+            self.outage.begin(now)
+        if case.phase not in (Phase.ASKING, Phase.HELD):
+            return []
+        return self._cannot_ask(case)
+
+    def due(self, now: float) -> list[Case]:
+        """Cases whose time to ask again has come; each is reported once per alarm."""
+        cases = []
+        while self._alarms and self._alarms[0][0] <= now:
+            at, _, case = heappop(self._alarms)
+            if case.phase is Phase.HELD and case.ask_at == at and self._is_first(case):
+                cases.append(case)
+        return cases
+
+    def next_alarm(self) -> float | None:
+        """When ``due`` has something to say again."""
+        return self._alarms[0][0] if self._alarms else None
+
+    # the run
+
+    def submitted(self, case: Case) -> bool:
+        """Celery hands the body to the pool; False: it must not, for the claim is lost."""
+        if case.lost:
+            return False
+        case.phase = Phase.SUBMITTED
+        return True
+
+    def accepted(self, case: Case, now: float) -> None:
+        """The pool began the body."""
+        if case.phase is Phase.SUBMITTED:
+            case.phase = Phase.RUNNING
+            case.accepted_at = now
+
+    def ended(self, case: Case, ending: Ending, *, recorded: bool) -> None:
+        """The pool reports the body's end; ``recorded``: its process told the store."""
+        if case.in_executor:
+            case.phase = Phase.ENDED
+            case.ending = ending
+            case.silent = recorded
+
+    def acknowledging(self, case: Case) -> Settlement | None:
+        """The message is about to be acknowledged: what to record before."""
+        running = case.phase is Phase.RUNNING
+        decision = on_acknowledged(late=case.incoming.late, running=running, ending=case.ending)
+        return self._settlement(case, decision)
+
+    def rejecting(self, case: Case, *, requeue: bool) -> Settlement | None:
+        """The message is about to be rejected: what to record before."""
+        return self._settlement(case, on_rejected(requeue=requeue, ending=case.ending))
+
+    def returning(self, case: Case, *, cancelled: bool) -> Settlement | None:
+        """The pool's callback is over: what is left to record."""
+        if case.phase is not Phase.ENDED or case.unrecorded is not None or case.ending is None:
+            return None
+        late = case.incoming.late
+        decision = on_returned(late=late, ending=case.ending, cancelled=cancelled)
+        return self._settlement(case, decision)
+
+    def recorded(self, case: Case, now: float) -> None:
+        """The store has the end of the run, or refused it for good."""
+        if case.phase is Phase.DONE:
+            return
+        case.phase = Phase.DONE
+        case.unrecorded = None
+        self._deactivate(case, now)
+
+    def unrecorded(self, case: Case, settlement: Settlement, now: float) -> None:
+        """The store did not take the end; it is told again."""
+        case.unrecorded = settlement
+        case.record_at = now + RECORD_PAUSE
+
+    def to_record(self, now: float) -> list[tuple[Case, Settlement]]:
+        """Ends that the store shall be told now."""
+        return [
+            (case, case.unrecorded)
+            for case in self._active.values()
+            if case.unrecorded is not None and case.record_at <= now
+        ]
+
+    def returned(self, case: Case, now: float) -> list[Action]:
+        """The body of a lost or hung case has stopped: the delivery waits like any duplicate."""
+        self._deactivate(case, now)
+        case.phase = Phase.HELD
+        case.grant_id = self.new_grant()
+        case.token = None
+        case.ending = case.unrecorded = None
+        case.lost = case.hung = case.silent = case.start_known = False
+        case.pauses = 0
+        if case.connection != self.connection:
+            case.phase = Phase.DONE
+            return []
+        return self._hold(case, now + FIRST_PAUSE)
+
+    # leases
+
+    def beat(self, now: float) -> tuple[list[tuple[Case, Renewal]], list[Action]]:
+        """Time to renew: which leases, and which bodies have run too long."""
+        actions = [Action(Do.STOP, case) for case in self._hung(now)]
+        renewals = [
+            (case, self._renewal(case)) for case in self._active.values() if self._renews(case, now)
+        ]
+        return renewals, actions
+
+    def renewed(
+        self, case: Case, renewal: Renewal, answer: RenewAnswer, asked_at: float
+    ) -> list[Action]:
+        """The store answered a renewal that was asked for at ``asked_at``."""
+        self.outage.end()
+        if renewal.token is not case.token:
+            return []
+        if isinstance(answer, Renewed):
+            case.renewed_at = asked_at
+            case.trusted_until = trust_until(asked_at, case.incoming.lease)
+            case.start_known = case.start_known or renewal.started
+            return []
+        if isinstance(answer, Ended):
+            case.silent = True
+            return []
+        return self._lose(case)
+
+    def unrenewed(self, now: float) -> list[Action]:
+        """The store did not answer a renewal: strict bodies stop when their trust is over."""
+        return [
+            action
+            for case in list(self._active.values())
+            if case.incoming.options.strict and now >= case.trusted_until and case.in_executor
+            for action in self._lose(case)
+        ]
+
+    def shortest_lease(self) -> float | None:
+        """Of the cases that are renewed, in seconds."""
+        return min((case.incoming.lease for case in self._active.values()), default=None)
+
+    # the ends of connections and of the worker
+
+    def disconnected(self, now: float) -> list[tuple[Case, Settlement]]:
+        """The connection is gone: its waiting messages come again; what runs goes on.
+
+        Returns:
+            what to give back, for it never reached the pool.
+        """
+        self.connection += 1
+        for line in self._lines.values():
+            for case in line:
+                case.phase = Phase.DONE
+        self._lines.clear()
+        self._alarms.clear()
+        unstarted = [case for case in self._active.values() if case.phase is Phase.CLAIMED]
+        return list(self._give_back(unstarted))
+
+    def closing(self, survives: Callable[[Case], bool]) -> list[tuple[Case, Settlement]]:
+        """The worker ends: what to give back.
+
+        Parameters:
+            survives: whether a body may still be running; such a claim is left to its lease.
+        """
+        left = [
+            case
+            for case in self._active.values()
+            if case.unrecorded is None and not case.silent and not case.lost and not survives(case)
+        ]
+        return list(self._give_back(left))
+
+    def active(self) -> list[Case]:
+        """Cases under a claim of this worker, and lost ones whose body has not stopped."""
+        return list(self._active.values())
+
+    def held(self) -> list[Case]:
+        """Cases that wait."""
+        return [case for line in self._lines.values() for case in line if case.held]
+
+    # helpers
+
+    def _granted(self, case: Case, token: ClaimToken, asked_at: float) -> None:
+        case.phase = Phase.CLAIMED
+        case.token = token
+        case.renewed_at = asked_at
+        case.trusted_until = trust_until(asked_at, case.incoming.lease)
+        self._active[case.key] = case
+
+    def _hold(self, case: Case, ask_at: float, answer: ClaimAnswer | None = None) -> list[Action]:
+        line = self._lines.setdefault(case.key, deque())
+        if case not in line:
+            line.append(case)
+        case.phase = Phase.HELD
+        self._set_alarm(case, ask_at)
+        if case.held:
+            return []
+        case.held = True
+        return [Action(Do.HOLD, case, answer)]
+
+    def _cannot_ask(self, case: Case) -> list[Action]:
+        if not self.run_when_down:
+            return self._hold(case, self.outage.until)
+        self._leave_line(case, self.outage.until)
+        case.phase = Phase.DONE
+        return [Action(Do.RUN_UNCLAIMED, case)]
+
+    def _pause(self, case: Case, answer: AlreadyClaimed) -> float:
+        remaining = max(answer.expires_at - answer.now, 0) / 1000 + FIRST_PAUSE / 2
+        doubled = FIRST_PAUSE * 2.0 ** min(case.pauses, 16)
+        case.pauses += 1
+        return min(doubled * self.rng.uniform(0.8, 1.2), remaining, LONGEST_PAUSE)
+
+    def _set_alarm(self, case: Case, at: float) -> None:
+        case.ask_at = at
+        self._alarm_count += 1
+        heappush(self._alarms, (at, self._alarm_count, case))
+
+    def _is_first(self, case: Case) -> bool:
+        line = self._lines.get(case.key)
+        return line is not None and line[0] is case and case.key not in self._active
+
+    def _leave_line(self, case: Case, wake_at: float) -> None:
+        line = self._lines.get(case.key)
+        if line is None or case not in line:
+            return
+        line.remove(case)
+        if line:
+            self._wake(case.key, wake_at)
+        else:
+            del self._lines[case.key]
+
+    def _wake(self, key: Key, at: float) -> None:
+        line = self._lines.get(key)
+        if line:
+            line[0].pauses = 0
+            self._set_alarm(line[0], at)
+
+    def _deactivate(self, case: Case, now: float) -> None:
+        if self._active.get(case.key) is case:
+            del self._active[case.key]
+            self._wake(case.key, now)
+
+    def _settlement(self, case: Case, decision: Decision | None) -> Settlement | None:
+        settled = case.phase in (Phase.ASKING, Phase.HELD, Phase.DONE) or case.silent
+        if decision is None or settled or case.lost or case.token is None:
+            return None
+        if case.unrecorded is not None:
+            return case.unrecorded
+        return self._settle(case, decision)
+
+    def _settle(self, case: Case, decision: Decision) -> Settlement:
+        assert case.token is not None and case.incoming.options.keep_finished is not None
+        back = decision.outcome is Outcome.NACKED
+        keep = case.incoming.keep_free if back else case.incoming.options.keep_finished
+        return Settlement(case.token, decision.outcome, round(keep * 1000), decision.counted)
+
+    def _give_back(self, cases: list[Case]) -> Iterator[tuple[Case, Settlement]]:
+        for case in cases:
+            yield case, self._settle(case, Decision(Outcome.NACKED))
+
+    def hung_settlement(self, case: Case) -> Settlement:
+        """A body that was stopped for running too long counts like one that died."""
+        return self._settle(case, Decision(Outcome.NACKED, counted=True))
+
+    def _renews(self, case: Case, now: float) -> bool:
+        if case.silent or case.lost or case.token is None or (case.hung and not self.can_stop):
+            return False
+        return now - case.renewed_at >= case.incoming.lease / (2 * BEATS_PER_LEASE)
+
+    def _renewal(self, case: Case) -> Renewal:
+        assert case.token is not None
+        started = case.phase is Phase.RUNNING and not case.start_known
+        return Renewal(case.token, round(case.incoming.lease * 1000), started=started)
+
+    def _hung(self, now: float) -> list[Case]:
+        hung = []
+        for case in self._active.values():
+            limit = case.incoming.options.max_hold
+            if limit is None or case.hung or case.phase is not Phase.RUNNING:
+                continue
+            if now - case.accepted_at >= limit:
+                case.hung = True
+                hung.append(case)
+        return hung
+
+    def _lose(self, case: Case) -> list[Action]:
+        if case.lost or case.phase is Phase.DONE:
+            return []
+        case.lost = True
+        case.trusted_until = 0.0
+        return [Action(Do.STOP, case)]

@@ -1,0 +1,117 @@
+"""Where claims are kept when ``claims_url`` does not say, and whether that place fits the broker."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from .errors import ConfigurationError
+
+__all__ = ["check_place", "default_url", "visibility_timeout"]
+
+#: Transports whose messages do not leave the host.
+LOCAL_TRANSPORTS = frozenset({"memory", "filesystem"})
+#: Stores that only the processes of one host, or one process, can share.
+LOCAL_STORES = ("sqlite", "memory")
+#: kombu's Redis default, in seconds: what a message waits before it is given to another worker.
+REDIS_VISIBILITY_TIMEOUT = 3600.0
+#: Carries the file made for a memory broker to the children of a spawning pool.
+SESSION_FILE = "CELERY_CLAIMS_SESSION_FILE"
+
+
+def default_url(connection: Any) -> str:
+    """The store beside a broker.
+
+    Parameters:
+        connection: a kombu connection, not yet connected.
+    Raises:
+        ConfigurationError: naming ``claims_url``: this broker has no such place.
+    """
+    driver = connection.transport.driver_type
+    if driver == "filesystem":
+        folder = Path(connection.transport_options.get("control_folder", "control"))
+        folder.mkdir(parents=True, exist_ok=True)
+        return _sqlite_url(folder / "claims.sqlite")
+    if driver == "memory":
+        return _sqlite_url(_session_file())
+    if _is_sqlite_broker(connection):
+        return _sqlite_url(Path(f"{_sqlite_path(connection)}.claims"))
+    raise ConfigurationError(
+        "claims_url",
+        f"not set, and a {driver} broker has no place of its own for claims: "
+        "name a store that every worker reaches",
+    )
+
+
+def check_place(url: str, connection: Any, *, forks: bool, allow_local: bool) -> None:
+    """Refuse a store that some workers, or their pool, could not share.
+
+    Parameters:
+        url: the store's.
+        connection: a kombu connection to the broker.
+        forks: the pool runs tasks in other processes.
+        allow_local: ``claims_allow_local_store``.
+    Raises:
+        ConfigurationError: naming the setting to change.
+    """
+    scheme = url.partition("://")[0].lower()
+    if scheme == "memory" and forks:
+        raise ConfigurationError(
+            "claims_url",
+            "memory:// lives in one process and this pool runs tasks in others: "
+            "use sqlite:///FILE, or another pool",
+        )
+    if scheme not in LOCAL_STORES or allow_local or _is_local(connection):
+        return
+    raise ConfigurationError(
+        "claims_url",
+        f"{scheme}:// is seen by one host only, and a "
+        f"{connection.transport.driver_type} broker serves many: name a shared store, "
+        "or set claims_allow_local_store = True if all workers run on this host",
+    )
+
+
+def visibility_timeout(connection: Any) -> float | None:
+    """Seconds after which the broker gives an unacknowledged message away; None: it does not."""
+    option = connection.transport_options.get("visibility_timeout")
+    if option is not None:
+        return float(option)
+    if connection.transport.driver_type == "redis":
+        return REDIS_VISIBILITY_TIMEOUT
+    return None
+
+
+def _is_local(connection: Any) -> bool:
+    driver = connection.transport.driver_type
+    return driver in LOCAL_TRANSPORTS or _is_sqlite_broker(connection)
+
+
+def _is_sqlite_broker(connection: Any) -> bool:
+    return connection.transport.driver_type == "sql" and str(connection.hostname).startswith(
+        "sqlite"
+    )
+
+
+def _sqlite_path(connection: Any) -> str:
+    path = str(connection.hostname).partition(":///")[2].partition("?")[0]
+    if not path or path == ":memory:":
+        raise ConfigurationError(
+            "claims_url", "not set, and the broker's SQLite database has no file: name a store"
+        )
+    return path
+
+
+def _session_file() -> Path:
+    """One file per process that uses a memory broker, and its children."""
+    known = os.environ.get(SESSION_FILE)
+    if known is None:
+        folder = tempfile.mkdtemp(prefix="celery-claims-")
+        known = os.environ[SESSION_FILE] = os.path.join(folder, "claims.sqlite")
+    return Path(known)
+
+
+def _sqlite_url(path: Path) -> str:
+    return f"sqlite:///{quote(str(path.absolute()))}"
