@@ -1,0 +1,178 @@
+"""One canary for each private part of Celery and kombu that ``docs/internals.md`` lists.
+
+They pin what is relied on, so that a new Celery fails here, by name, and not in a worker.
+"""
+
+from __future__ import annotations
+
+import ast
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+from celery import Celery, states
+from celery.app import trace
+from celery.exceptions import Ignore
+from celery.worker import state, strategy
+from celery.worker.consumer import consumer
+from celery.worker.request import Request
+from kombu.common import QoS
+
+from .pages import ROOT, rows
+
+INTERNALS = ROOT / "docs" / "internals.md"
+
+
+@pytest.fixture
+def app():
+    app = Celery("canary", broker="memory://", backend="cache+memory://", set_as_current=False)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def task(app):
+    @app.task(name="canary.task", bind=True, shared=False)
+    def task(self, ending=None):
+        if ending is not None:
+            raise ending
+        return self.request.id
+
+    app.finalize()
+    return app.tasks["canary.task"]
+
+
+def traced(app, task, *args):
+    tracer = trace.build_tracer(task.name, task, app.loader, "canary@host", app=app)
+    return tracer("id-1", args, {}, {"id": "id-1", "is_eager": False, "delivery_info": {}})
+
+
+def test_strategies_are_filled_item_by_item(monkeypatch):
+    """``update_strategies`` sets items of the dict that is there; it does not make another."""
+    monkeypatch.setattr(consumer, "build_tracer", MagicMock())
+    found = {}
+
+    class Noting(dict):
+        def __setitem__(self, name, value):
+            found[name] = value
+
+    its_task = SimpleNamespace(start_strategy=lambda app, consumer: "strategy")
+    it = SimpleNamespace(
+        app=SimpleNamespace(loader=None, tasks={"t": its_task}), hostname="h", strategies=Noting()
+    )
+    consumer.Consumer.update_strategies(it)
+    assert found == {"t": "strategy"}
+
+
+def test_a_strategy_is_looked_up_and_called_per_message():
+    """``create_task_handler`` calls strategy(message, payload, ack, reject, callbacks)."""
+    called = []
+    it = MagicMock(strategies={"t": lambda *args: called.append(args)}, restart_count=0)
+    message = MagicMock(headers={"task": "t", "id": "1"})
+    consumer.Consumer.create_task_handler(it)(message)
+    ((its_message, payload, acknowledge, reject, callbacks),) = called
+    assert its_message is message
+    assert payload is None
+    assert callbacks is it.on_task_message
+    acknowledge("log", "errors")
+    it.call_soon_ack.assert_called_once_with(message.ack_log_error, "log", "errors")
+    reject("log", "errors", False)
+    it.call_soon_ack.assert_called_with(message.reject_log_error, "log", "errors", False)
+
+
+def test_older_messages_become_protocol_2():
+    """Both converters answer (body, headers, decoded, utc)."""
+    body = {"task": "t", "id": "1", "args": (1,), "kwargs": {}}
+    message = SimpleNamespace(headers={})
+    for convert in (strategy.hybrid_to_proto2, strategy.proto1_to_proto2):
+        (args, kwargs, _), headers, decoded, utc = convert(message, dict(body))
+        assert (args, kwargs, decoded, utc) == ((1,), {}, True, True)
+        assert headers["id"] == "1"
+
+
+def test_cancel_without_retry_is_silent():
+    """``Request.cancel(pool, emit_retry=False)`` kills; it acknowledges and stores nothing."""
+    request, pool = MagicMock(), MagicMock()
+    Request.cancel(request, pool, emit_retry=False)
+    pool.terminate_job.assert_called_once()
+    request._announce_cancelled.assert_called_once_with(emit_retry=False)
+    Request._announce_cancelled(request, emit_retry=False)
+    request.acknowledge.assert_not_called()
+    assert request.task.backend.mock_calls == []
+
+
+def test_task_ready_forgets_a_request():
+    """``state.task_ready`` takes a request out of all that the worker keeps by task id."""
+    request = MagicMock(id="canary-1")
+    state.requests[request.id] = request
+    state.task_ready(request)
+    assert request.id not in state.requests
+
+
+def test_a_limit_makes_prefetch_increments_silent():
+    """What ``increment_eventually`` answers is the only sign of whether it did anything."""
+    qos = QoS(MagicMock(), 1, max_prefetch=2)
+    assert [qos.increment_eventually(), qos.increment_eventually(), qos.value] == [2, 2, 2]
+    assert qos.decrement_eventually() == 1
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [
+        (None, None),
+        (ValueError("bad"), states.FAILURE),
+        (Ignore(), states.IGNORED),
+    ],
+    ids=["success", "failure", "ignore"],
+)
+def test_the_tracer_says_how_a_run_ended(app, task, ending, expected):
+    """``build_tracer`` makes a function whose answer has info, with state and retval, or None."""
+    answer = traced(app, task, ending)
+    assert answer._fields == ("retval", "info", "runtime", "retstr")
+    assert (answer.info and answer.info.state) == expected
+    if expected == states.IGNORED:
+        assert answer.info.retval is ending
+
+
+def test_the_runtime_reaches_the_pool_as_it_is(app, task):
+    """Of the tracer's answer the pool gets the runtime, the same object, in every ending."""
+
+    class Marked(float):
+        pass
+
+    runtime = Marked(1.5)
+    task.__trace__ = lambda *args: trace.trace_ok_t("result", None, runtime, "result")
+    request = {"id": "id-1"}
+    body = ((), {}, {})
+    assert trace.trace_task_ret(task.name, "id-1", dict(request), body, None, None, app=app)[2] is (
+        runtime
+    )
+    localized = (app.tasks, None, "host")
+    fast = trace.fast_trace_task(task.name, "id-1", request, body, None, None, _loc=localized)
+    assert fast[2] is runtime
+
+
+def test_a_body_sees_its_request_on_top_of_the_stack(app):
+    """``request_stack.top`` is the running request: not eager, not called directly; else None."""
+    seen = []
+
+    @app.task(name="canary.looks", bind=True, shared=False)
+    def looks(self):
+        top = self.request_stack.top
+        seen.append((top.id, top.is_eager, top.called_directly))
+
+    app.finalize()
+    its_task = app.tasks["canary.looks"]
+    assert its_task.request_stack.top is None
+    traced(app, its_task)
+    its_task.apply(task_id="eager-1")
+    assert seen == [("id-1", False, False), ("eager-1", True, False)]
+
+
+def test_every_listed_part_has_its_canary():
+    """The table and this file name each other."""
+    source = ast.parse(ROOT.joinpath("tests", "docs", "test_canaries.py").read_text())
+    written = {node.name for node in source.body if isinstance(node, ast.FunctionDef)}
+    canaries = {name for name in written if name.startswith("test_")}
+    listed = {row[-1].strip("`") for row in rows(INTERNALS, "## Private parts of Celery and kombu")}
+    assert listed == canaries - {"test_every_listed_part_has_its_canary"}
