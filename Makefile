@@ -1,0 +1,64 @@
+# Each target makes its own environment in .venv; nothing but Python 3.10+ and make is needed
+# (a Debian without the venv module also needs apt, as root or through sudo).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+#: How many tests run side by side; "auto" is one per core.
+JOBS ?= auto
+#: What pytest runs, e.g. make test TESTS="tests/unit -k protocol"
+TESTS ?=
+CONSTRAINTS := tests/constraints.txt
+PACKAGE := pyproject.toml $(CONSTRAINTS)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format docs clean
+.DELETE_ON_ERROR:
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo  ## Kill a worker in mid-task and watch another take over (under two minutes)
+	@$(BIN)/python examples/quickstart/demo.py
+
+test: lint  ## Lint, then run all tests and show the slowest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(TESTS)
+
+lint: $(VENV)/.dev  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs  ## Build the documentation; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+clean:  ## Remove what the other targets made
+	rm -rf $(VENV) docs/_build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# ensurepip is what Debian leaves out of its python3; asking for it first avoids a half-made .venv.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  command -v apt-get >/dev/null || { echo "$(PYTHON) has no venv module: install it" >&2; exit 1; }; \
+	  sudo=; [ "$$(id -u)" -eq 0 ] || sudo=sudo; \
+	  $$sudo apt-get update -qq && \
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(PACKAGE) | $(BIN)/python
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(PACKAGE) | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(PACKAGE) | $(BIN)/python
+	$(PIP) --editable '.[docs]'
+	@touch $@
