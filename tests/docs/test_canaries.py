@@ -12,10 +12,12 @@ from unittest.mock import MagicMock
 import pytest
 from celery import Celery, states
 from celery.app import trace
-from celery.exceptions import Ignore
+from celery.concurrency.base import apply_target
+from celery.exceptions import Ignore, TaskRevokedError, WorkerLostError
 from celery.worker import state, strategy
 from celery.worker.consumer import consumer
-from celery.worker.request import Request
+from celery.worker.request import Request, create_request_cls
+from celery.worker.worker import WorkController
 from kombu.common import QoS
 
 from .pages import ROOT, rows
@@ -167,6 +169,56 @@ def test_a_body_sees_its_request_on_top_of_the_stack(app):
     traced(app, its_task)
     its_task.apply(task_id="eager-1")
     assert seen == [("id-1", False, False), ("eager-1", True, False)]
+
+
+def request_of(app, task):
+    """A request as Celery's own strategy makes it, and a pool that notes what it is given."""
+    headers = {"id": "id-1", "task": task.name, "root_id": "id-1", "lang": "py"}
+    message = MagicMock(headers=headers, payload=[(), {}, {}], body=b"", properties={})
+    pool = MagicMock(spec=["apply_async"])
+    made = create_request_cls(Request, task, pool, "canary@host", MagicMock(enabled=False), app=app)
+    return made(
+        message, app=app, task=task, hostname="canary@host", eventer=MagicMock(enabled=False),
+        connection_errors=(), body=((), {}, {}), headers=headers, decoded=True, utc=True,
+    ), pool  # fmt: skip
+
+
+def test_the_pool_gets_the_callbacks_of_the_request(app, task):
+    """Celery's request class calls the pool with bound methods of the request, one per ending."""
+    request, pool = request_of(app, task)
+    request.execute_using_pool(pool)
+    options = pool.apply_async.call_args.kwargs
+    assert {options[name] for name in options if name.endswith("callback")} == {
+        request.on_accepted,
+        request.on_success,
+        request.on_failure,
+        request.on_timeout,
+    }
+    assert options["callback"].__self__ is request
+    sent = options["args"][2]
+    assert sent is request.request_dict
+    assert request._already_cancelled is False
+
+
+def test_a_revoked_request_gives_its_slot_back():
+    """The worker takes TaskRevokedError from a request's way to the pool for "will not run"."""
+    it, request = MagicMock(), MagicMock()
+    request.execute_using_pool.side_effect = TaskRevokedError("id-1")
+    WorkController._process_task(it, request)
+    it._quick_release.assert_called_once_with()
+
+
+def test_in_process_pools_report_exits_as_a_lost_worker():
+    """``apply_target``: what is no Exception reaches the callback, not as a tuple."""
+    callback = MagicMock()
+
+    def body():
+        raise SystemExit(1)
+
+    apply_target(body, callback=callback)
+    ((einfo,), _) = callback.call_args
+    assert not isinstance(einfo, tuple)
+    assert einfo.type is WorkerLostError
 
 
 def test_every_listed_part_has_its_canary():
