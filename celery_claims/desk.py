@@ -516,6 +516,10 @@ class Desk:
         for case in cases:
             yield case, self._settle(case, Decision(Outcome.NACKED))
 
+    def exhausted_settlement(self, case: Case) -> Settlement:
+        """The failure of ``Do.REPORT`` is reported."""
+        return self._settle(case, Decision(Outcome.EXHAUSTED))
+
     def hung_settlement(self, case: Case) -> Settlement:
         """A body that was stopped for running too long counts like one that died."""
         return self._settle(case, Decision(Outcome.NACKED, counted=True))

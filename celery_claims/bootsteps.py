@@ -1,0 +1,162 @@
+"""Where the worker's life and ours meet."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import bootsteps
+from celery.concurrency.prefork import TaskPool as PreforkPool
+
+from .desk import Action, Case
+from .gate import Gate, Strategies
+from .heartbeat import Heartbeat
+from .keeper import Keeper
+from .pool import PoolWatch
+
+__all__ = ["ClaimsConsumerStep", "ClaimsWorkerStep"]
+
+
+def _claims(app: Any) -> Any:
+    from .app import claims_of
+
+    return claims_of(app)
+
+
+class ClaimsWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Starts before every other step and stops after them, so that leases are renewed while the
+    pool drains, and what is left is given back when it has, but before the broker restores it."""
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        claims = _claims(worker.app)
+        forks = issubclass(worker.pool_cls, PreforkPool)
+        claims.check_place(forks=forks)
+        self._claims = claims
+        self._forks = forks
+        self._heartbeat: Heartbeat | None = None
+        claims.keeper = Keeper(
+            worker.hostname,
+            claims.store,
+            run_when_down=claims.settings.on_store_down == "run",
+            can_stop=forks,
+        )
+
+    def include(self, worker: Any) -> bool:
+        # Not append, as the base class does: see this class.
+        worker.steps.insert(0, self)
+        return True
+
+    def start(self, worker: Any) -> None:
+        claims, keeper = self._claims, self._claims.keeper
+        for problem in claims.store.check():
+            worker.app.log.get_default_logger("celery_claims").warning(problem)
+        store = claims.open_store()
+
+        def act(actions: list[Action]) -> None:
+            worker.consumer.call_soon(worker.consumer.claims_gate.perform, actions)
+
+        self._heartbeat = Heartbeat(
+            keeper,
+            store,
+            shortest_lease=claims.shortest_lease(),
+            sweeper=claims.sweeper(store),
+            sweep_every=claims.settings.cleanup_every,
+            act=act,
+        )
+        self._heartbeat.start()
+
+    def stop(self, worker: Any) -> None:
+        """The pool has drained: whatever it did not run is given back."""
+        self._close(worker, in_process_bodies_survive=False)
+
+    def terminate(self, worker: Any) -> None:
+        """The pool was cut off: bodies in this process may go on, and keep their leases."""
+        self._close(worker, in_process_bodies_survive=not self._forks)
+
+    def _close(self, worker: Any, *, in_process_bodies_survive: bool) -> None:
+        def survives(case: Case) -> bool:
+            if not case.in_executor:
+                return False
+            return in_process_bodies_survive or _is_alive(gate.child_of(case))
+
+        keeper: Keeper = self._claims.keeper
+        gate: Gate = worker.consumer.claims_gate
+        gate.closing()
+        keeper.closing(survives)
+        if self._heartbeat is not None and not keeper.desk.active():
+            self._heartbeat.stop()
+            keeper.store.close()
+
+
+def _is_alive(pid: int | None) -> bool:
+    """Whether a pool's process still runs, as far as this one may know."""
+    if pid is None or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class ClaimsConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Puts the gate in front of the consumer, once, and learns its queues, on every connection."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        consumer.claims_gate = None
+        claims = _claims(consumer.app)
+        forks = issubclass(consumer.controller.pool_cls, PreforkPool)
+        self._gate = Gate(
+            consumer,
+            claims.keeper,
+            claims.options,
+            claims.settings.keep_free,
+            claims.settings.max_held,
+        )
+        consumer.claims_gate = self._gate
+        watch = PoolWatch(self._gate, claims.keeper, forks=forks)
+        consumer.pool.apply_async = watch.wrap(consumer.pool.apply_async)
+        consumer.strategies = Strategies(self._gated)
+        consumer.update_strategies = self._updating(consumer, consumer.update_strategies)
+        self._claims = claims
+
+    def _gated(self, name: str, strategy: Any) -> Any:
+        self._claims.guard(name)
+        return self._gate.wrap(name, strategy)
+
+    def _updating(self, consumer: Any, update: Any) -> Any:
+        def update_strategies() -> None:
+            update()
+            self._claims.wrap_tracers(consumer.hostname)
+
+        return update_strategies
+
+    def start(self, consumer: Any) -> None:
+        task_consumer = consumer.task_consumer
+        subscribe = task_consumer._basic_consume
+        receive = task_consumer._receive_callback
+
+        def basic_consume(queue: Any, *args: Any, **kwargs: Any) -> Any:
+            def received(message: Any) -> Any:
+                self._gate.queue, self._gate.broadcast = queue.name, queue.exchange.type == "fanout"
+                return receive(message)
+
+            # The consumer hands this callback to the channel while it subscribes.
+            task_consumer._receive_callback = received
+            try:
+                return subscribe(queue, *args, **kwargs)
+            finally:
+                task_consumer._receive_callback = receive
+
+        task_consumer._basic_consume = basic_consume
+
+    def stop(self, consumer: Any) -> None:
+        # Also called at the end of the worker, whose own step gives the rest back.
+        if consumer.blueprint.state == bootsteps.RUN:
+            self._gate.disconnected()

@@ -1,0 +1,461 @@
+"""The gate at prefetch: every delivery of a claimed task is judged before Celery sees it.
+
+It stands where the consumer looks a task's strategy up, so that a denied delivery costs neither a
+request, nor an ETA timer, nor a token of a rate limit. All of it runs on the consumer's loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from celery import signals
+from celery.exceptions import InvalidTaskError
+from celery.worker import state
+from celery.worker.request import Request
+from celery.worker.strategy import hybrid_to_proto2, proto1_to_proto2
+from kombu.exceptions import ContentDisallowed, DecodeError
+
+from .config import TaskOptions
+from .desk import Action, Case, Do, Incoming, Phase
+from .errors import DeliveriesExhausted, InvalidArgument
+from .headers import HEADER, first_queue, read_identity
+from .keeper import Keeper
+from .protocol import Delivery, Exhausted, Finished, Superseded
+
+__all__ = ["Gate", "Strategies"]
+
+logger = logging.getLogger("celery_claims")
+
+#: Rounds of questions that one ring of the bell may ask, so that messages get their turn too.
+ROUNDS = 20
+#: Shortest time that an alarm is set to, in seconds.
+SHORTEST_ALARM = 0.01
+
+Strategy = Callable[..., Any]
+Options = Callable[[str], TaskOptions | None]
+
+
+class Strategies(dict[str, Strategy]):
+    """The consumer's strategies by task name, each behind the gate.
+
+    A dict of its own because the consumer fills it anew whenever the pool is reloaded.
+    """
+
+    def __init__(self, wrap: Callable[[str, Strategy], Strategy]) -> None:
+        super().__init__()
+        self._wrap = wrap
+
+    def __setitem__(self, name: str, strategy: Strategy) -> None:
+        super().__setitem__(name, self._wrap(name, strategy))
+
+
+class Delivered:
+    """A message and the way that Celery wants it handled."""
+
+    __slots__ = (
+        "acknowledge",
+        "answered",
+        "body",
+        "callbacks",
+        "case",
+        "message",
+        "pending",
+        "reject",
+        "request",
+        "roomy",
+        "strategy",
+    )
+
+    def __init__(
+        self, message: Any, body: Any, acknowledge: Any, reject: Any, callbacks: Any, strategy: Any
+    ) -> None:
+        self.message = message
+        self.body = body
+        self.acknowledge = acknowledge
+        self.reject = reject
+        self.callbacks = callbacks
+        self.strategy = strategy
+        self.case: Case
+        #: the broker has been told; an early acknowledgement comes before the end of the body
+        self.answered = False
+        #: the request, once Celery has handed it to the pool
+        self.request: Request | None = None
+        #: the prefetch count was raised for it
+        self.roomy = False
+        #: an acknowledgement or rejection that waits for the store
+        self.pending: Callable[[], None] | None = None
+
+
+class Gate:
+    """The gate of one consumer.
+
+    Parameters:
+        consumer: Celery's.
+        keeper: the worker's claims.
+        options: how a task is claimed, by name; None: it is not.
+        keep_free: seconds that a record outlives a claim given back, by the task's options.
+        max_held: ``claims_max_held``.
+    """
+
+    def __init__(
+        self,
+        consumer: Any,
+        keeper: Keeper,
+        options: Options,
+        keep_free: Callable[[TaskOptions], float],
+        max_held: int,
+    ) -> None:
+        self._consumer = consumer
+        self._keeper = keeper
+        self._options = options
+        self._keep_free = keep_free
+        self._max_held = max_held
+        self._delivered: dict[Case, Delivered] = {}
+        self._roomy = 0
+        self._alarm_at = 0.0
+        #: The queue that the message now being received comes from; None: unknown.
+        self.queue: str | None = None
+        #: That queue is of a fanout exchange: every worker shall run the task.
+        self.broadcast = False
+        keeper.ring = self.ring
+        keeper.late_end = self._late_end
+
+    # receiving
+
+    def wrap(self, name: str, strategy: Strategy) -> Strategy:
+        """The gated strategy of a task."""
+
+        def gated(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **kw: Any) -> Any:
+            delivered = Delivered(message, body, ack, reject, callbacks, strategy)
+            incoming = self._incoming(name, message, body)
+            if incoming is None:
+                _set_header(delivered, None)
+                return strategy(message, body, ack, reject, callbacks, **kw)
+            delivered.case, actions = self._keeper.receive(incoming)
+            self._delivered[delivered.case] = delivered
+            self.perform(actions)
+            return None
+
+        return gated
+
+    def _incoming(self, name: str, message: Any, body: Any) -> Incoming | None:
+        options = self._options(name)
+        if options is None or self.broadcast:
+            return None
+        headers = message.headers
+        fields = headers if body is None and "id" in headers else body or message.payload
+        try:
+            identity = read_identity(headers, fields)
+        except (InvalidArgument, AttributeError) as error:
+            logger.warning("unclaimed, for its message cannot be identified: %s: %s", name, error)
+            return None
+        info = message.delivery_info or {}
+        queue = self.queue or info.get("routing_key") or self._consumer.app.conf.task_default_queue
+        return Incoming(
+            queue=first_queue({**headers, **_claim_of(body)}, queue),
+            task_id=identity.task_id,
+            root_id=identity.root_id,
+            attempt=identity.attempt,
+            deaths=identity.deaths,
+            late=bool(self._consumer.app.tasks[name].acks_late),
+            options=options,
+            keep_free=self._keep_free(options),
+            delivery=Delivery(
+                task=name,
+                tag=str(message.delivery_tag),
+                queue=queue,
+                priority=(message.properties or {}).get("priority"),
+            ),
+        )
+
+    # acting
+
+    def perform(self, actions: list[Action]) -> None:
+        """Carry out what the desk decided, and what it decides on the way."""
+        todo = deque(actions)
+        while todo:
+            action = todo.popleft()
+            todo.extend(self._perform(action) or ())
+        self._set_alarm()
+
+    def _perform(self, action: Action) -> list[Action] | None:
+        case = action.case
+        delivered = self._delivered.get(case)
+        if action.do is Do.ASK:
+            return self._keeper.ask([case])
+        if delivered is None:
+            return None
+        if action.do is Do.STOP:
+            self._stop(delivered)
+        elif action.do is Do.HOLD:
+            self._hold(delivered, action)
+        else:
+            self._take_room_back(delivered)
+            self._pass(delivered, action)
+        return None
+
+    def _pass(self, delivered: Delivered, action: Action) -> None:
+        case = delivered.case
+        if action.do is Do.RUN:
+            self._keeper.tell("taken_over" if case.mark_start else "claimed", case, _grant(case))
+            self._run(delivered)
+        elif action.do is Do.RUN_UNCLAIMED:
+            self._forget(case)
+            _set_header(delivered, None)
+            self._call_strategy(delivered, delivered.acknowledge, delivered.reject)
+        elif action.do is Do.SKIP:
+            self._forget(case)
+            self._keeper.tell("skipped", case, _reason(action.answer))
+            delivered.acknowledge(logger, self._consumer.connection_errors)
+        elif action.do is Do.REPORT:
+            self._report(delivered)
+
+    def _run(self, delivered: Delivered) -> None:
+        case = delivered.case
+        _set_header(delivered, self._keeper.passport(case).as_header())
+        try:
+            self._call_strategy(
+                delivered, partial(self._acknowledge, delivered), partial(self._reject, delivered)
+            )
+        finally:
+            # A message that goes back to the broker must not carry this worker's claim.
+            _set_header(delivered, None)
+
+    def _call_strategy(self, delivered: Delivered, ack: Any, reject: Any) -> None:
+        """As the consumer does; a delivery that waited has no caller to catch what it raises."""
+        message, body = delivered.message, delivered.body
+        try:
+            delivered.strategy(message, body, ack, reject, delivered.callbacks)
+        except (InvalidTaskError, ContentDisallowed) as exc:
+            self._unrunnable(delivered)
+            self._consumer.on_invalid_task(body, message, exc)
+        except DecodeError as exc:
+            self._unrunnable(delivered)
+            self._consumer.on_decode_error(message, exc)
+        except Exception:
+            self._unrunnable(delivered, requeue=True)
+            raise
+
+    def _unrunnable(self, delivered: Delivered, *, requeue: bool = False) -> None:
+        if delivered.case in self._delivered:
+            self._keeper.rejecting(delivered.case, requeue=requeue)
+            self._forget(delivered.case)
+
+    def _hold(self, delivered: Delivered, action: Action) -> None:
+        self._keeper.tell("held", delivered.case, _holder(action))
+        qos = self._consumer.qos
+        if delivered.roomy or self._roomy >= self._max_held or qos is None:
+            return
+        before = qos.value
+        # A limit (worker_eta_task_limit) makes the increment silently do nothing.
+        delivered.roomy = qos.increment_eventually() != before
+        self._roomy += delivered.roomy
+
+    def _take_room_back(self, delivered: Delivered) -> None:
+        if delivered.roomy:
+            delivered.roomy = False
+            self._roomy -= 1
+            self._consumer.qos.decrement_eventually()
+
+    def _stop(self, delivered: Delivered) -> None:
+        case, request = delivered.case, delivered.request
+        why = "it ran longer than max_hold" if case.hung else "another worker has the task now"
+        self._keeper.tell("lost", case, why)
+        if request is not None and self._keeper.desk.can_stop:
+            request.cancel(self._consumer.pool, emit_retry=False)
+
+    def _report(self, delivered: Delivered) -> None:
+        """Fail a task that keeps killing its worker: result first, then the store, then the broker."""
+        case, consumer = delivered.case, self._consumer
+        error = DeliveriesExhausted(case.incoming.task_id, case.deliveries)
+        self._keeper.tell("exhausted", case, str(error))
+        request = self._make_request(delivered)
+        request.task.backend.mark_as_failure(
+            request.id, error, request=request._context, store_result=request.store_errors
+        )
+        signals.task_failure.send(
+            sender=request.task, task_id=request.id, exception=error, args=request.args,
+            kwargs=request.kwargs, traceback=None, einfo=None,
+        )  # fmt: skip
+        request.send_event("task-failed", exception=repr(error), traceback="")
+        self._keeper.exhausted(case)
+        self._forget(case)
+        delivered.reject(logger, consumer.connection_errors, False)
+
+    def _make_request(self, delivered: Delivered) -> Request:
+        """The request that Celery's own strategy would make of the message."""
+        message, consumer = delivered.message, self._consumer
+        body, headers, decoded, utc = message.body, message.headers, False, True
+        if delivered.body is not None:
+            body, headers, decoded, utc = proto1_to_proto2(message, delivered.body)
+        elif "args" in message.payload:
+            body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
+        return Request(
+            message, app=consumer.app, hostname=consumer.hostname,
+            eventer=consumer.event_dispatcher, task=consumer.app.tasks[delivered.case.incoming.delivery.task],
+            connection_errors=consumer.connection_errors, body=body, headers=headers,
+            decoded=decoded, utc=utc,
+        )  # fmt: skip
+
+    # what Celery does with a request
+
+    def submit(self, request: Request) -> Case | None:
+        """The case of a request that goes to the pool; None: it is not claimed."""
+        header = request.request_dict.get(HEADER)
+        case = self._keeper.case(header["grant_id"]) if header and "grant_id" in header else None
+        delivered = self._delivered.get(case) if case is not None else None
+        if case is None or delivered is None:
+            return None
+        delivered.request = request
+        return case
+
+    def come_back(self, case: Case, *, started: bool = False) -> None:
+        """A body was stopped, or refused to start: its delivery waits at the gate again.
+
+        One that was acknowledged early and had started is at its end: it runs at most once.
+        """
+        delivered = self._delivered.get(case)
+        if delivered is None:
+            return
+        if delivered.request is not None:
+            state.task_ready(delivered.request)
+        delivered.request = delivered.pending = None
+        if started and delivered.answered:
+            self._keeper.dropped(case)
+            self._forget(case)
+            return
+        actions = self._keeper.returned(case)
+        if actions:
+            self._consumer.call_soon(self.perform, actions)
+        else:
+            self._forget(case)
+
+    def over(self, case: Case) -> None:
+        """The pool's callback is over and the claim is settled."""
+        delivered = self._delivered.get(case)
+        if delivered is not None and delivered.pending is None:
+            self._forget(case)
+
+    def _acknowledge(self, delivered: Delivered, *args: Any) -> None:
+        send = partial(delivered.acknowledge, *args)
+        self._after(delivered, send, self._keeper.acknowledging)
+
+    def _reject(self, delivered: Delivered, log: Any, errors: Any, requeue: bool = False) -> None:
+        send = partial(delivered.reject, log, errors, requeue)
+        self._after(delivered, send, partial(self._keeper.rejecting, requeue=requeue))
+
+    def _after(
+        self, delivered: Delivered, send: Callable[[], None], record: Callable[[Case], bool | None]
+    ) -> None:
+        """Tell the store, then the broker; a lost claim's message is not this run's any more."""
+        case = delivered.case
+        recorded = None if case.lost else record(case)
+        if recorded:
+            if not delivered.answered:
+                delivered.answered = True
+                send()
+            if case.phase is Phase.DONE:
+                self._forget(case)
+        elif recorded is None:
+            if not case.in_executor:
+                self.come_back(case)
+        else:
+            delivered.pending = send
+
+    def _late_end(self, case: Case, lost: bool) -> None:
+        self._consumer.call_soon(self._send_late, case, lost)
+
+    def _send_late(self, case: Case, lost: bool) -> None:
+        delivered = self._delivered.get(case)
+        if delivered is None:
+            return
+        if lost and delivered.pending is not None:
+            self.come_back(case)
+            return
+        if delivered.pending is not None:
+            delivered.pending()
+        self._forget(case)
+
+    # time and ends
+
+    def ring(self) -> None:
+        """From any thread: look after the held deliveries soon."""
+        self._consumer.call_soon(self.pump)
+
+    def pump(self) -> None:
+        """Ask for the held deliveries whose time has come."""
+        self._alarm_at = 0.0
+        for _ in range(ROUNDS):
+            cases = self._keeper.due()
+            if not cases:
+                break
+            self.perform(self._keeper.ask(cases))
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        at = self._keeper.next_alarm()
+        if at is None or (self._alarm_at and self._alarm_at <= at):
+            return
+        self._alarm_at = at
+        delay = max(at - monotonic(), SHORTEST_ALARM)
+        self._consumer.timer.call_after(delay, self.ring)
+
+    def disconnected(self) -> None:
+        """The connection is gone, and with it every message that waits."""
+        self._keeper.disconnected()
+        self._roomy = 0
+        kept = set(self._keeper.desk.active())
+        for case in list(self._delivered):
+            if case not in kept:
+                self._forget(case)
+            else:
+                self._delivered[case].roomy = False
+
+    def closing(self) -> None:
+        """The worker ends: an end that the store did not take must not run again for that."""
+        for delivered in list(self._delivered.values()):
+            if delivered.pending is not None and not delivered.case.lost:
+                delivered.pending()
+                delivered.pending = None
+
+    def _forget(self, case: Case) -> None:
+        self._delivered.pop(case, None)
+
+
+def _claim_of(body: Any) -> dict[str, Any]:
+    """The header of a protocol 1 message, which has it in the body."""
+    return {HEADER: body[HEADER]} if isinstance(body, dict) and HEADER in body else {}
+
+
+def _set_header(delivered: Delivered, header: dict[str, Any] | None) -> None:
+    """Replace the claim in a message, wherever the request will look for it."""
+    places = [delivered.message.headers]
+    if isinstance(delivered.body, dict):
+        places.append(delivered.body)
+    for place in places:
+        if header is not None:
+            place[HEADER] = header
+        elif place:
+            place.pop(HEADER, None)
+
+
+def _grant(case: Case) -> str:
+    assert case.token is not None
+    return f"token {case.token.token}, attempt {tuple(case.incoming.attempt)}"
+
+
+def _holder(action: Action) -> str:
+    owner = getattr(action.answer, "owner", None)
+    return f"waits, {owner} has it" if owner else "waits for the store or for a run on this worker"
+
+
+def _reason(answer: object) -> str:
+    if isinstance(answer, Finished):
+        return f"its attempt finished as {answer.outcome.value}"
+    assert isinstance(answer, Superseded) or not isinstance(answer, Exhausted)
+    return f"attempt {tuple(getattr(answer, 'attempt', ()))} of the same run is known"

@@ -1,0 +1,158 @@
+"""The heartbeat of a worker: one thread that renews every lease, whatever its tasks do.
+
+A thread of the operating system with a store of its own: a greenlet that does not yield, a solo
+pool's body or a busy event loop must not stop it, and a patched lock must not reach it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+
+from .config import BEATS_PER_LEASE
+from .desk import Action
+from .errors import StoreError
+from .events import ClaimEvent, emit
+from .keeper import Keeper
+from .native import NativeThread, Wakeup, start_thread
+from .protocol import Lost
+from .stores import Store
+from .sweep import DUTY, Sweeper
+
+__all__ = ["Beat", "Heartbeat"]
+
+logger = logging.getLogger("celery_claims")
+
+#: Renewals of one call to the store: bounds what a slow call can delay.
+BATCH = 500
+#: Seconds between tries while an end waits to be recorded.
+HURRY = 1.0
+#: Seconds to wait at the end for a beat that is under way.
+PATIENCE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What one beat did: leases renewed, ends recorded, expired claims cleaned up."""
+
+    renewed: int
+    recorded: int
+    cleaned: int
+
+
+class Heartbeat:
+    """Renews, records what could not be recorded, and sweeps when it is this worker's turn.
+
+    Parameters:
+        keeper: the worker's claims.
+        store: for this thread alone.
+        shortest_lease: of all tasks of the app, in seconds; a third of it is the interval.
+        sweeper: cleans expired claims up.
+        sweep_every: seconds between sweeps of all workers together.
+        act: carries the desk's actions out, on the consumer's loop.
+    """
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        store: Store,
+        *,
+        shortest_lease: float,
+        sweeper: Sweeper,
+        sweep_every: float,
+        act: Callable[[list[Action]], None],
+    ) -> None:
+        self._keeper = keeper
+        self._store = store
+        self._interval = shortest_lease / BEATS_PER_LEASE
+        self._sweeper = sweeper
+        self._sweep_every = sweep_every
+        self._sweep_at = 0.0
+        self._act = act
+        self._wakeup = Wakeup()
+        self._stopping = False
+        self._thread: NativeThread | None = None
+
+    def start(self) -> None:
+        """Begin. Idempotent."""
+        if self._thread is None:
+            self._stopping = False
+            self._keeper.wake_heartbeat = self._wakeup.set
+            self._thread = start_thread(self._loop, "celery-claims heartbeat")
+
+    def stop(self) -> None:
+        """End after the beat under way. Idempotent, and safe if never started."""
+        self._stopping = True
+        self._wakeup.set()
+        if self._thread is not None:
+            self._thread.join(PATIENCE)
+            self._thread = None
+        self._store.close()
+
+    def _loop(self) -> None:
+        while not self._stopping:
+            self._wakeup.wait(self._pause())
+            if self._stopping:
+                return
+            try:
+                self.run_once()
+            except Exception:
+                # Whatever it was, the leases of this worker hang on the next beat.
+                logger.exception("a heartbeat failed; the next one follows")
+
+    def _pause(self) -> float:
+        # Jitter, so that workers that were started together do not beat together.
+        pause = self._interval * random.uniform(0.8, 1.0)
+        return min(pause, HURRY) if self._keeper.unrecorded() else pause
+
+    def run_once(self) -> Beat:
+        """One beat."""
+        renewals, actions = self._keeper.beat()
+        renewed = 0
+        for first in range(0, len(renewals), BATCH):
+            batch = renewals[first : first + BATCH]
+            asked_at = monotonic()
+            try:
+                answers = self._store.renew([renewal for _, renewal in batch])
+            except StoreError as error:
+                self._keeper.store_failed(error)
+                actions += self._keeper.unrenewed()
+                break
+            self._keeper.store_answered()
+            for (case, renewal), answer in zip(batch, answers, strict=True):
+                actions += self._keeper.renewed(case, renewal, answer, asked_at)
+            renewed += len(batch)
+        if actions:
+            self._act(actions)
+        return Beat(renewed, self._record(), self._sweep())
+
+    def _record(self) -> int:
+        waiting = self._keeper.to_record()
+        for number, (case, settlement) in enumerate(waiting):
+            try:
+                answer = self._store.settle([settlement])[0]
+            except StoreError as error:
+                self._keeper.store_failed(error)
+                self._keeper.still_unrecorded(case, settlement)
+                return number
+            self._keeper.record_late(case, settlement, lost=isinstance(answer, Lost))
+        return len(waiting)
+
+    def _sweep(self) -> int:
+        now = monotonic()
+        if now < self._sweep_at:
+            return 0
+        self._sweep_at = now + self._sweep_every
+        try:
+            if not self._store.elect(DUTY, round(self._sweep_every * 1000)):
+                return 0
+            sweep = self._sweeper.run_once()
+        except StoreError as error:
+            self._keeper.store_failed(error)
+            return 0
+        if sweep.cleaned:
+            emit(ClaimEvent("swept", f"{sweep.cleaned} expired claims"))
+        return sweep.cleaned

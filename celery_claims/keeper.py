@@ -1,0 +1,301 @@
+"""A worker's claims: the desk behind one lock, the stores beside it, the effects of its decisions.
+
+Knows neither Celery nor its pools: ``gate`` and ``pool`` bring their events, ``heartbeat`` the time.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from time import monotonic
+
+from .desk import Action, Case, Desk, Do, Incoming
+from .errors import StoreError
+from .events import ClaimEvent, emit
+from .headers import Passport
+from .native import allocate_lock
+from .protocol import ClaimAnswer, Lost, Outcome, Renewal, RenewAnswer, Settlement
+from .settling import Ending
+from .stores import Store
+
+__all__ = ["Keeper"]
+
+
+def new_owner(hostname: str) -> str:
+    """An owner that no other worker, and no earlier start of this one, has or had."""
+    return f"{hostname}/{os.getpid()}/{secrets.token_hex(8)}"
+
+
+class Keeper:
+    """What one worker holds.
+
+    Parameters:
+        hostname: the worker's node name.
+        store: for the worker's own calls; safe in every thread of it.
+        run_when_down: ``claims_on_store_down = "run"``.
+        can_stop: the pool can kill a body.
+    """
+
+    def __init__(
+        self, hostname: str, store: Store, *, run_when_down: bool, can_stop: bool
+    ) -> None:
+        self.desk = Desk(
+            owner=new_owner(hostname),
+            new_grant=lambda: secrets.token_hex(12),
+            run_when_down=run_when_down,
+            can_stop=can_stop,
+        )
+        self.store = store
+        self.lock = allocate_lock()
+        #: Called, from any thread, when held deliveries may have something to ask.
+        self.ring: Callable[[], None] = lambda: None
+        #: Called, from any thread, when an end waits to be recorded.
+        self.wake_heartbeat: Callable[[], None] = lambda: None
+        #: Called, from any thread, when an end that waited is recorded, or refused.
+        self.late_end: Callable[[Case, bool], None] = lambda case, lost: None
+        self._by_grant: dict[str, Case] = {}
+        self._down = False
+
+    # deliveries
+
+    def receive(self, incoming: Incoming) -> tuple[Case, list[Action]]:
+        with self.lock:
+            return self.desk.receive(incoming, monotonic())
+
+    def ask(self, cases: list[Case]) -> list[Action]:
+        """Put the questions of these cases to the store in one call."""
+        asked_at = monotonic()
+        try:
+            answers = self.store.claim([self.desk.request(case) for case in cases])
+        except StoreError as error:
+            self.store_failed(error)
+            with self.lock:
+                return [a for case in cases for a in self.desk.unanswered(case, monotonic())]
+        self.store_answered()
+        return [
+            action
+            for case, answer in zip(cases, answers, strict=True)
+            for action in self._answered(case, answer, asked_at)
+        ]
+
+    def _answered(self, case: Case, answer: ClaimAnswer, asked_at: float) -> list[Action]:
+        with self.lock:
+            actions = self.desk.answered(case, answer, asked_at, monotonic())
+            if case.token is not None:
+                self._by_grant[case.grant_id] = case
+        return actions
+
+    def due(self) -> list[Case]:
+        with self.lock:
+            return self.desk.due(monotonic())
+
+    def next_alarm(self) -> float | None:
+        with self.lock:
+            return self.desk.next_alarm()
+
+    # runs
+
+    def case(self, grant_id: str) -> Case | None:
+        """The case that was granted under this id, while it is this worker's."""
+        return self._by_grant.get(grant_id)
+
+    def passport(self, case: Case) -> Passport:
+        """What travels with the request."""
+        options = case.incoming.options
+        assert case.token is not None and options.keep_finished is not None
+        return Passport(
+            token=case.token,
+            lease=case.incoming.lease,
+            strict=bool(options.strict),
+            keep_finished=options.keep_finished,
+            deliveries=case.deliveries,
+            mark_start=case.mark_start,
+            trusted_until=case.trusted_until,
+            worker=os.getpid(),
+        )
+
+    def submitted(self, case: Case) -> bool:
+        with self.lock:
+            return self.desk.submitted(case)
+
+    def accepted(self, case: Case) -> None:
+        with self.lock:
+            self.desk.accepted(case, monotonic())
+
+    def ended(self, case: Case, ending: Ending, *, recorded: bool) -> None:
+        with self.lock:
+            self.desk.ended(case, ending, recorded=recorded)
+
+    def acknowledging(self, case: Case) -> bool | None:
+        """Record what an acknowledgement means; True: it may go on, False: later, None: lost."""
+        with self.lock:
+            settlement = self.desk.acknowledging(case)
+        return self._settle(case, settlement)
+
+    def rejecting(self, case: Case, *, requeue: bool) -> bool | None:
+        """As ``acknowledging``, for a rejection."""
+        with self.lock:
+            settlement = self.desk.rejecting(case, requeue=requeue)
+        return self._settle(case, settlement)
+
+    def returning(self, case: Case, *, cancelled: bool) -> Outcome | None:
+        """Record what is left when the pool's callback is over; the outcome, if this did it."""
+        with self.lock:
+            settlement = self.desk.returning(case, cancelled=cancelled)
+            silent = case.silent
+        if settlement is None:
+            if silent:
+                self._recorded(case)
+            return None
+        self._settle(case, settlement)
+        return settlement.outcome
+
+    def exhausted(self, case: Case) -> None:
+        """The failure of a task out of deliveries has been reported: no copy of it runs again."""
+        with self.lock:
+            settlement = self.desk.exhausted_settlement(case)
+        self._settle(case, settlement)
+
+    def stopped_hung(self, case: Case) -> None:
+        """A body that ran too long has been stopped: give it back as one that died."""
+        with self.lock:
+            settlement = self.desk.hung_settlement(case)
+        self._settle(case, settlement)
+
+    def returned(self, case: Case) -> list[Action]:
+        """The body is over and the message is still ours: back to the gate."""
+        self._by_grant.pop(case.grant_id, None)
+        with self.lock:
+            actions = self.desk.returned(case, monotonic())
+        self.ring()
+        return actions
+
+    def dropped(self, case: Case) -> None:
+        """A lost run whose message is gone has stopped: nothing is left to do."""
+        self._recorded(case)
+
+    def _settle(self, case: Case, settlement: Settlement | None) -> bool | None:
+        if settlement is None:
+            return True
+        try:
+            answer = self.store.settle([settlement])[0]
+        except StoreError as error:
+            self.store_failed(error)
+            with self.lock:
+                self.desk.unrecorded(case, settlement, monotonic())
+            self.wake_heartbeat()
+            return False
+        self.store_answered()
+        if isinstance(answer, Lost):
+            with self.lock:
+                case.lost = True
+            self.tell("lost", case, "somebody else was granted it before its end was recorded")
+            return None
+        self._recorded(case, settlement)
+        return True
+
+    def _recorded(self, case: Case, settlement: Settlement | None = None) -> None:
+        if settlement is not None:
+            name = "given_back" if settlement.gives_back else "released"
+            self.tell(name, case, settlement.outcome.value)
+        self._by_grant.pop(case.grant_id, None)
+        with self.lock:
+            self.desk.recorded(case, monotonic())
+        self.ring()
+
+    # the heartbeat's side
+
+    def beat(self) -> tuple[list[tuple[Case, Renewal]], list[Action]]:
+        with self.lock:
+            return self.desk.beat(monotonic())
+
+    def renewed(
+        self, case: Case, renewal: Renewal, answer: RenewAnswer, asked_at: float
+    ) -> list[Action]:
+        with self.lock:
+            return self.desk.renewed(case, renewal, answer, asked_at)
+
+    def unrenewed(self) -> list[Action]:
+        with self.lock:
+            return self.desk.unrenewed(monotonic())
+
+    def to_record(self) -> list[tuple[Case, Settlement]]:
+        with self.lock:
+            return self.desk.to_record(monotonic())
+
+    def unrecorded(self) -> bool:
+        """Whether some end waits to be recorded."""
+        with self.lock:
+            return any(case.unrecorded is not None for case in self.desk.active())
+
+    def record_late(self, case: Case, settlement: Settlement, *, lost: bool) -> None:
+        """The store has at last answered to an end that it had not taken."""
+        if lost:
+            with self.lock:
+                case.lost = True
+                case.unrecorded = None
+        else:
+            self._recorded(case, settlement)
+        self.late_end(case, lost)
+
+    def still_unrecorded(self, case: Case, settlement: Settlement) -> None:
+        with self.lock:
+            self.desk.unrecorded(case, settlement, monotonic())
+
+    # ends
+
+    def disconnected(self) -> None:
+        """The broker's connection is gone: give back what had not reached the pool."""
+        with self.lock:
+            settlements = self.desk.disconnected(monotonic())
+        self._give_back(settlements)
+
+    def closing(self, survives: Callable[[Case], bool]) -> None:
+        """The worker ends: give back what does not run any more."""
+        with self.lock:
+            settlements = self.desk.closing(survives)
+        self._give_back(settlements)
+
+    def _give_back(self, settlements: list[tuple[Case, Settlement]]) -> None:
+        if not settlements:
+            return
+        try:
+            self.store.settle([settlement for _, settlement in settlements])
+        except StoreError as error:
+            # Nothing is lost: the leases run out and the tasks are taken over then.
+            self.store_failed(error)
+        for case, settlement in settlements:
+            self._recorded(case, settlement)
+
+    # telling
+
+    def tell(self, name: str, case: Case, detail: str) -> None:
+        incoming = case.incoming
+        emit(
+            ClaimEvent(
+                name,
+                detail,
+                task=incoming.delivery.task,
+                task_id=incoming.task_id,
+                queue=incoming.queue,
+                token=case.token.token if case.token else 0,
+                attempt=incoming.attempt,
+            )
+        )
+
+    def store_failed(self, error: StoreError) -> None:
+        if not self._down:
+            self._down = True
+            policy = "deliveries run unclaimed" if self.desk.run_when_down else "deliveries wait"
+            emit(ClaimEvent("store_down", f"{policy}: {error}"))
+
+    def store_answered(self) -> None:
+        if self._down:
+            self._down = False
+            emit(ClaimEvent("store_up", self.store.name))
+
+
+def stops(actions: list[Action]) -> list[Case]:
+    """The cases among actions whose bodies shall be stopped."""
+    return [action.case for action in actions if action.do is Do.STOP]

@@ -1,0 +1,169 @@
+"""The pool's callbacks, seen before Celery sees them: the one place that every ending passes.
+
+Prefork, threads, solo and gevent all take a body with ``apply_async`` and report its start, its
+result, its error and its time limit through callbacks that are methods of the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
+from celery.worker.request import Request
+
+from .desk import Case
+from .gate import Gate
+from .keeper import Keeper
+from .protocol import Outcome
+from .settling import Ending
+from .tracer import LostRun, NotRun, Recorded, acks_on
+
+__all__ = ["PoolWatch"]
+
+#: What a child leaves behind that did not live to report.
+DEADLY = (WorkerLostError, SystemExit, KeyboardInterrupt, MemoryError)
+
+
+class PoolWatch:
+    """Stands between Celery's requests and one pool.
+
+    Parameters:
+        gate, keeper: the worker's.
+        forks: bodies run in other processes.
+    """
+
+    def __init__(self, gate: Gate, keeper: Keeper, *, forks: bool) -> None:
+        self._gate = gate
+        self._keeper = keeper
+        self._forks = forks
+
+    def wrap(self, apply_async: Callable[..., Any]) -> Callable[..., Any]:
+        """The pool's ``apply_async`` with this watch on claimed requests."""
+
+        def watched(target: Any, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+            request = getattr(options.get("callback"), "__self__", None)
+            case = self._gate.submit(request) if isinstance(request, Request) else None
+            if case is None:
+                return apply_async(target, args, kwargs, **options)
+            if not self._keeper.submitted(case):
+                self._gate.come_back(case)
+                # Celery gives the slot of a revoked request back.
+                raise TaskRevokedError(request.id)
+            watch = Watch(self._gate, self._keeper, case, request, options)
+            options.update(
+                accept_callback=watch.accepted,
+                callback=watch.result,
+                error_callback=watch.error,
+                timeout_callback=watch.timeout,
+            )
+            body = target if self._forks else watch.in_process(target)
+            return apply_async(body, args, kwargs, **options)
+
+        return watched
+
+
+class Watch:
+    """The callbacks of one claimed request."""
+
+    def __init__(
+        self, gate: Gate, keeper: Keeper, case: Case, request: Request, options: dict[str, Any]
+    ) -> None:
+        self._gate = gate
+        self._keeper = keeper
+        self._case = case
+        self._grant_id = case.grant_id
+        self._request = request
+        self._accept = options.get("accept_callback")
+        self._result = options["callback"]
+        self._error = options.get("error_callback")
+        self._timeout = options.get("timeout_callback")
+
+    def accepted(self, *args: Any, **kwargs: Any) -> None:
+        self._keeper.accepted(self._case)
+        if self._accept is not None:
+            self._accept(*args, **kwargs)
+
+    def result(self, result: Any, **kwargs: Any) -> None:
+        if not isinstance(result, tuple):
+            # Celery's in-process pools report a BaseException like this, and then fail on it.
+            self._end(Ending.WORKER_LOST, False, self._result, result, **kwargs)
+            return
+        failed, value, runtime = result
+        if isinstance(runtime, (LostRun, NotRun)):
+            self._come_back(started=isinstance(runtime, LostRun))
+            return
+        ending = self._ending(value) if failed else Ending.SUCCESS
+        plain = (failed, value, None if runtime is None else float(runtime))
+        self._end(ending, isinstance(runtime, Recorded), self._result, plain, **kwargs)
+
+    def error(self, einfo: Any, *args: Any, **kwargs: Any) -> None:
+        self._end(self._ending(einfo), False, self._error, einfo, *args, **kwargs)
+
+    def timeout(self, soft: bool, timeout: float, *args: Any, **kwargs: Any) -> None:
+        if soft:
+            self._timeout(soft, timeout, *args, **kwargs)  # type: ignore[misc]
+        else:
+            self._end(Ending.TIMED_OUT, False, self._timeout, soft, timeout, *args, **kwargs)
+
+    def in_process(self, target: Callable[..., Any]) -> Callable[..., Any]:
+        """An exception that escapes the tracer reaches no callback of a thread or a greenlet."""
+
+        def body(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return target(*args, **kwargs)
+            except Exception:
+                self._end(Ending.WORKER_LOST, False, None)
+                raise
+
+        return body
+
+    def _end(
+        self, ending: Ending, recorded: bool, callback: Callable[..., Any] | None, *args: Any, **kw: Any
+    ) -> None:
+        case = self._case
+        if case.grant_id != self._grant_id:
+            return
+        if case.lost or (case.hung and ending in (Ending.TERMINATED, Ending.WORKER_LOST)):
+            self._come_back(started=True)
+            return
+        self._keeper.ended(case, ending, recorded=recorded)
+        try:
+            if callback is not None:
+                callback(*args, **kw)
+        finally:
+            cancelled = bool(self._request._already_cancelled)
+            outcome = self._keeper.returning(case, cancelled=cancelled)
+            if outcome is Outcome.NACKED and case.incoming.late and not cancelled:
+                self._gate.come_back(case)
+            else:
+                self._gate.over(case)
+
+    def _come_back(self, *, started: bool) -> None:
+        if self._case.grant_id != self._grant_id:
+            return
+        if self._case.hung and not self._case.lost:
+            self._keeper.stopped_hung(self._case)
+        self._gate.come_back(self._case, started=started)
+
+    def _ending(self, einfo: ExceptionInfo) -> Ending:
+        exc = einfo.exception
+        if isinstance(exc, ExceptionWithTraceback):
+            exc = exc.exc
+        if isinstance(exc, Terminated):
+            return Ending.TERMINATED
+        if isinstance(exc, TimeLimitExceeded):
+            return Ending.TIMED_OUT
+        if isinstance(exc, DEADLY):
+            return Ending.WORKER_LOST
+        if isinstance(exc, Reject):
+            return Ending.REQUEUED if exc.requeue else Ending.REJECTED
+        if isinstance(exc, Ignore):
+            return Ending.IGNORED
+        if isinstance(exc, Retry):
+            return Ending.RETRY
+        task = self._request.task
+        dropped = task.acks_late and not acks_on(task, "failure")
+        return Ending.REJECTED if dropped else Ending.FAILURE
