@@ -161,21 +161,11 @@ class Cluster:
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
-    def ask_to_stop(self) -> None:
-        """Begin a warm shutdown of every process."""
-        for process in self._processes.values():
-            process.terminate()
-
     def stop(self) -> None:
-        """End every process: those that were asked to and go on are killed."""
-        deadline = time.monotonic() + 4
-        while time.monotonic() < deadline and self._running():
-            time.sleep(TICK)
-        for process in self._running():
-            kill_group(process)
-
-    def _running(self) -> list[subprocess.Popen[bytes]]:
-        return [process for process in self._processes.values() if process.poll() is None]
+        """End every process at once: nothing in the folder is needed any more."""
+        for process in self._processes.values():
+            if process.poll() is None:
+                kill_group(process)
 
     def deliver(self, task: str, *, seconds: int, copies: int = 1) -> None:
         """Put copies of one message on the queue, each of them whole at once."""
@@ -533,9 +523,6 @@ def run(stories: list[Story], screen: Screen, folder: Path) -> bool:
         }
         for cluster in clusters.values():
             stack.callback(cluster.stop)
-        for cluster in clusters.values():
-            stack.callback(cluster.ask_to_stop)
-        for cluster in clusters.values():
             cluster.start()
         screen.open(halves)
         stack.callback(screen.close)

@@ -6,18 +6,22 @@ They pin what is relied on, so that a new Celery fails here, by name, and not in
 from __future__ import annotations
 
 import ast
+import inspect
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
-from celery import Celery, states
+from celery import Celery, bootsteps, signals, states
 from celery.app import trace
+from celery.concurrency import prefork
 from celery.concurrency.base import apply_target
 from celery.exceptions import Ignore, TaskRevokedError, WorkerLostError
 from celery.worker import state, strategy
 from celery.worker.consumer import consumer
+from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request, create_request_cls
 from celery.worker.worker import WorkController
+from kombu import Connection, Consumer, Exchange, Queue
 from kombu.common import QoS
 
 from .pages import ROOT, rows
@@ -219,6 +223,84 @@ def test_in_process_pools_report_exits_as_a_lost_worker():
     ((einfo,), _) = callback.call_args
     assert not isinstance(einfo, tuple)
     assert einfo.type is WorkerLostError
+
+
+def test_steps_start_in_the_order_of_the_list_and_stop_in_reverse():
+    """A step at the head of the worker's list starts before the pool and stops after it."""
+    done = []
+
+    class Step(bootsteps.StartStopStep):
+        def __init__(self, name):
+            self.label = name
+
+        def start(self, parent):
+            done.append(("start", self.label))
+
+        def stop(self, parent):
+            done.append(("stop", self.label))
+
+    steps = [Step("first"), Step("second")]
+    parent = SimpleNamespace(steps=steps)
+    blueprint = bootsteps.Blueprint()
+    blueprint.start(parent)
+    blueprint.stop(parent)
+    assert done == [
+        ("start", "first"),
+        ("start", "second"),
+        ("stop", "second"),
+        ("stop", "first"),
+    ]
+
+
+def test_the_tracers_of_a_child_are_built_before_its_signal():
+    """``worker_process_init`` comes after ``build_tracer``, so that what it wraps stays."""
+    source = inspect.getsource(prefork.process_initializer)
+    built = source.index("task.__trace__ = build_tracer(")
+    assert built < source.index("worker_process_init.send(sender=hostname)")
+
+
+def test_the_tasks_step_updates_strategies_on_the_consumer():
+    """Through the instance, so that what replaces the method there is called."""
+    its_consumer = MagicMock()
+    Tasks(its_consumer).start(its_consumer)
+    its_consumer.update_strategies.assert_called_once_with()
+
+
+def test_a_subscription_takes_the_callback_of_the_moment():
+    """``_basic_consume`` is called per queue and hands ``_receive_callback`` to the channel."""
+    received, subscribed = [], []
+    with Connection("memory://") as connection:
+        queue = Queue("canary", Exchange("canary"), "canary")
+        its_consumer = Consumer(connection.channel(), [queue])
+        subscribe = its_consumer._basic_consume
+
+        def noting(queue, *args, **kwargs):
+            subscribed.append(queue.name)
+            its_consumer._receive_callback = received.append
+            return subscribe(queue, *args, **kwargs)
+
+        its_consumer._basic_consume = noting
+        its_consumer.consume()
+        with connection.Producer() as producer:
+            producer.publish("hello", exchange="canary", routing_key="canary")
+        connection.drain_events(timeout=1)
+    assert subscribed == ["canary"]
+    assert len(received) == 1
+
+
+def test_modules_are_imported_under_a_signal_of_the_app(app):
+    """``import_modules`` is sent with the app as its sender."""
+    senders = []
+
+    def note(sender, **_):
+        senders.append(sender)
+
+    signals.import_modules.connect(note)
+    try:
+        app.loader.import_default_modules()
+    finally:
+        signals.import_modules.disconnect(note)
+    assert senders == [app]
 
 
 def test_every_listed_part_has_its_canary():
