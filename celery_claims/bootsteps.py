@@ -8,39 +8,29 @@ from typing import Any
 from celery import bootsteps
 from celery.concurrency.prefork import TaskPool as PreforkPool
 
-from .desk import Action, Case
+from .case import Action, Case
+from .claims import installed
 from .gate import Gate, Strategies
 from .heartbeat import Heartbeat
-from .keeper import Keeper
 from .pool import PoolWatch
+from .seams import announce_queue
 
 __all__ = ["ClaimsConsumerStep", "ClaimsWorkerStep"]
 
 
-def _claims(app: Any) -> Any:
-    from .app import claims_of
-
-    return claims_of(app)
-
-
-class ClaimsWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
+class ClaimsWorkerStep(bootsteps.StartStopStep):
     """Starts before every other step and stops after them, so that leases are renewed while the
     pool drains, and what is left is given back when it has, but before the broker restores it."""
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
-        claims = _claims(worker.app)
+        claims = installed(worker.app)
         forks = issubclass(worker.pool_cls, PreforkPool)
         claims.check_place(forks=forks)
         self._claims = claims
         self._forks = forks
         self._heartbeat: Heartbeat | None = None
-        claims.keeper = Keeper(
-            worker.hostname,
-            claims.store,
-            run_when_down=claims.settings.on_store_down == "run",
-            can_stop=forks,
-        )
+        self._keeper = claims.open_keeper(worker.hostname, forks=forks)
 
     def include(self, worker: Any) -> bool:
         # Not append, as the base class does: see this class.
@@ -48,7 +38,7 @@ class ClaimsWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         return True
 
     def start(self, worker: Any) -> None:
-        claims, keeper = self._claims, self._claims.keeper
+        claims, keeper = self._claims, self._keeper
         for problem in claims.store.check():
             worker.app.log.get_default_logger("celery_claims").warning(problem)
         store = claims.open_store()
@@ -80,7 +70,7 @@ class ClaimsWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 return False
             return in_process_bodies_survive or _is_alive(gate.child_of(case))
 
-        keeper: Keeper = self._claims.keeper
+        keeper = self._keeper
         gate: Gate = worker.consumer.claims_gate
         gate.closing()
         keeper.closing(survives)
@@ -102,7 +92,7 @@ def _is_alive(pid: int | None) -> bool:
     return True
 
 
-class ClaimsConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]
+class ClaimsConsumerStep(bootsteps.StartStopStep):
     """Puts the gate in front of the consumer, once, and learns its queues, on every connection."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -110,17 +100,19 @@ class ClaimsConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
         consumer.claims_gate = None
-        claims = _claims(consumer.app)
+        claims = installed(consumer.app)
+        keeper = claims.keeper
+        assert keeper is not None, "the worker's step comes first"
         forks = issubclass(consumer.controller.pool_cls, PreforkPool)
         self._gate = Gate(
             consumer,
-            claims.keeper,
+            keeper,
             claims.options,
             claims.settings.keep_free,
             claims.settings.max_held,
         )
         consumer.claims_gate = self._gate
-        watch = PoolWatch(self._gate, claims.keeper, forks=forks)
+        watch = PoolWatch(self._gate, keeper, forks=forks)
         consumer.pool.apply_async = watch.wrap(consumer.pool.apply_async)
         consumer.strategies = Strategies(self._gated)
         consumer.update_strategies = self._updating(consumer, consumer.update_strategies)
@@ -138,23 +130,7 @@ class ClaimsConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         return update_strategies
 
     def start(self, consumer: Any) -> None:
-        task_consumer = consumer.task_consumer
-        subscribe = task_consumer._basic_consume
-        receive = task_consumer._receive_callback
-
-        def basic_consume(queue: Any, *args: Any, **kwargs: Any) -> Any:
-            def received(message: Any) -> Any:
-                self._gate.queue, self._gate.broadcast = queue.name, queue.exchange.type == "fanout"
-                return receive(message)
-
-            # The consumer hands this callback to the channel while it subscribes.
-            task_consumer._receive_callback = received
-            try:
-                return subscribe(queue, *args, **kwargs)
-            finally:
-                task_consumer._receive_callback = receive
-
-        task_consumer._basic_consume = basic_consume
+        announce_queue(consumer.task_consumer, self._gate.set_queue)
 
     def stop(self, consumer: Any) -> None:
         # Also called at the end of the worker, whose own step gives the rest back.

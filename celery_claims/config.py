@@ -68,10 +68,11 @@ class Settings:
         on_store_down: ``wait`` (deliveries wait for the store) or ``run`` (they run unclaimed).
             Default ``wait``.
         cleanup_every: seconds between cleanups. Default 10.
-        store_timeout: seconds that the worker waits for one answer of the store; None: 2, or a third
-            of a shorter lease. Default None.
+        store_timeout: seconds that the worker waits for one answer of the store; None: 2, or a
+            third of a shorter lease. Default None.
         max_held: count of duplicates that may wait beside the prefetch count. Default 1000.
-        allow_local_store: allow a store of one host or process with a network broker. Default False.
+        allow_local_store: allow a store of one host or process with a network broker.
+            Default False.
     """
 
     url: str | None = None
@@ -159,7 +160,9 @@ def read_options(given: Mapping[str, Any]) -> TaskOptions:
     known = {f.name for f in fields(TaskOptions)}
     for name in given:
         if name not in known:
-            raise ConfigurationError(f"claimed({name}=...)", f"no such option{_suggestion(name, known)}")
+            raise ConfigurationError(
+                f"claimed({name}=...)", f"no such option{_suggestion(name, known)}"
+            )
     options = TaskOptions(**given)
     check_options(options, prefix="claimed: ")
     return options
@@ -167,7 +170,9 @@ def read_options(given: Mapping[str, Any]) -> TaskOptions:
 
 def _suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {prefix}{close[0]}?" if close else f". Known: {', '.join(sorted(known))}"
+    return (
+        f"; did you mean {prefix}{close[0]}?" if close else f". Known: {', '.join(sorted(known))}"
+    )
 
 
 def _patterns(value: object, prefix: str) -> tuple[str, ...]:
@@ -179,12 +184,16 @@ def _patterns(value: object, prefix: str) -> tuple[str, ...]:
         if not isinstance(pattern, str) or not pattern.lstrip("!"):
             raise ConfigurationError(name, f"not a pattern: {pattern!r}")
     if patterns and all(p.startswith("!") for p in patterns):
-        raise ConfigurationError(name, "only exclusions: begin with a pattern that includes, like '*'")
+        raise ConfigurationError(
+            name, "only exclusions: begin with a pattern that includes, like '*'"
+        )
     return patterns
 
 
 def _check(settings: Settings, prefix: str) -> None:
-    if settings.url is not None and (not isinstance(settings.url, str) or "://" not in settings.url):
+    if settings.url is not None and (
+        not isinstance(settings.url, str) or "://" not in settings.url
+    ):
         raise ConfigurationError(f"{prefix}url", f"expected a URL or None, got {settings.url!r}")
     check_options(
         TaskOptions(

@@ -2,46 +2,32 @@
 
 No I/O, no threads, and ``now`` (monotonic seconds) is an argument: the adapters in ``gate``,
 ``pool`` and ``heartbeat`` carry the events in and the actions out, under one lock, and a
-simulation can do the same with a seed.
+simulation can do the same with a seed. ``case`` draws the states of a delivery.
 
-A delivery is a ``Case``::
-
-    asking ──granted──▶ claimed ──▶ submitted ──▶ running ──▶ ended ──settled──▶ done
-      │  ▲                 │            │            │
-      │  └── time to ask   │            └── lost ────┤
-      ▼        again       │                         ▼
-     held ◀────────────────┴──────── lost ── (its body has stopped)
-      │
-      └── finished elsewhere ──▶ done (acknowledged and skipped)
-
-Of the deliveries of one task only one is *active*; the others stand in a line and only the first
-of them asks, unless the active one is here: then they wait for its end.
+Of the deliveries of one task only one is *active*; the others stand in a line (``holding``), and
+while the active one is here they wait for its end without asking.
 """
 
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import Enum
-from heapq import heappop, heappush
-from typing import NamedTuple
 
-from .config import BEATS_PER_LEASE, TaskOptions
+from .case import Action, Case, Do, Incoming, Key, Phase
+from .config import BEATS_PER_LEASE
+from .holding import FIRST_PAUSE, LONGEST_PAUSE, Lines
 from .protocol import (
     AlreadyClaimed,
-    Attempt,
     ClaimAnswer,
     ClaimRequest,
     ClaimToken,
-    Delivery,
     Ended,
     Exhausted,
     Finished,
     Outcome,
-    Renewal,
     RenewAnswer,
+    Renewal,
     Renewed,
     Settlement,
     Superseded,
@@ -50,122 +36,12 @@ from .protocol import (
 )
 from .settling import Decision, Ending, on_acknowledged, on_rejected, on_returned
 
-__all__ = ["Action", "Case", "Desk", "Do", "Incoming", "Phase"]
+__all__ = ["Desk"]
 
-#: First pause before a held delivery asks again, in seconds; it doubles from there.
-FIRST_PAUSE = 0.05
-#: Longest pause before a held delivery asks again, in seconds.
-LONGEST_PAUSE = 5.0
 #: First pause after the store did not answer, in seconds; it doubles up to ``LONGEST_PAUSE``.
 OUTAGE_PAUSE = 0.5
 #: Seconds between tries to record an end that the store did not take.
 RECORD_PAUSE = 1.0
-
-Key = tuple[str, str]
-
-
-class Phase(Enum):
-    """Where a delivery stands; see the module."""
-
-    ASKING = "asking"
-    HELD = "held"
-    CLAIMED = "claimed"
-    SUBMITTED = "submitted"
-    RUNNING = "running"
-    ENDED = "ended"
-    DONE = "done"
-
-
-class Do(Enum):
-    """What an adapter shall do with a case."""
-
-    #: put the case's request to the store and report ``answered`` or ``unanswered``
-    ASK = "ask"
-    #: hand the delivery to Celery under its claim
-    RUN = "run"
-    #: hand the delivery to Celery without a claim (``claims_on_store_down = "run"``)
-    RUN_UNCLAIMED = "run unclaimed"
-    #: keep the delivery unacknowledged and give the prefetch count room for another
-    HOLD = "hold"
-    #: acknowledge the delivery without running it
-    SKIP = "skip"
-    #: record FAILURE with DeliveriesExhausted, settle, reject
-    REPORT = "report"
-    #: stop the running body and report ``returned`` once it has stopped
-    STOP = "stop"
-
-
-class Action(NamedTuple):
-    """One thing to do; ``answer`` is what the store said, where that is the reason."""
-
-    do: Do
-    case: Case
-    answer: ClaimAnswer | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """What the gate reads from a message.
-
-    Parameters:
-        queue, task_id, root_id, attempt, deaths, delivery: see ``protocol.ClaimRequest``.
-        late: the task acknowledges late.
-        options: how the task is claimed, filled in.
-        keep_free: seconds that the record outlives a claim that was given back.
-    """
-
-    queue: str
-    task_id: str
-    root_id: str
-    attempt: Attempt
-    deaths: int
-    late: bool
-    options: TaskOptions
-    keep_free: float
-    delivery: Delivery
-
-    @property
-    def key(self) -> Key:
-        return self.queue, self.task_id
-
-    @property
-    def lease(self) -> float:
-        assert self.options.lease is not None
-        return self.options.lease
-
-
-@dataclass(slots=True, eq=False)
-class Case:
-    """One delivery while this worker has it. Only the desk writes to it."""
-
-    incoming: Incoming
-    connection: int
-    grant_id: str
-    phase: Phase = Phase.ASKING
-    held: bool = False
-    pauses: int = 0
-    ask_at: float = 0.0
-    token: ClaimToken | None = None
-    deliveries: int = 0
-    mark_start: bool = False
-    trusted_until: float = 0.0
-    renewed_at: float = 0.0
-    accepted_at: float = 0.0
-    start_known: bool = False
-    lost: bool = False
-    hung: bool = False
-    silent: bool = False
-    ending: Ending | None = None
-    unrecorded: Settlement | None = None
-    record_at: float = 0.0
-
-    @property
-    def key(self) -> Key:
-        return self.incoming.key
-
-    @property
-    def in_executor(self) -> bool:
-        return self.phase in (Phase.SUBMITTED, Phase.RUNNING)
 
 
 @dataclass(slots=True)
@@ -204,21 +80,22 @@ class Desk:
     rng: random.Random = field(default_factory=random.Random)
     connection: int = 0
     outage: Outage = field(default_factory=Outage)
+    lines: Lines = field(init=False)
     _active: dict[Key, Case] = field(default_factory=dict)
-    _lines: dict[Key, deque[Case]] = field(default_factory=dict)
-    _alarms: list[tuple[float, int, Case]] = field(default_factory=list)
-    _alarm_count: int = 0
+
+    def __post_init__(self) -> None:
+        self.lines = Lines(self.rng)
 
     # deliveries and the store's answers
 
     def receive(self, incoming: Incoming, now: float) -> tuple[Case, list[Action]]:
         """A message arrived."""
         case = Case(incoming, self.connection, self.new_grant())
-        if incoming.key in self._active or incoming.key in self._lines:
+        if incoming.key in self._active or incoming.key in self.lines:
             return case, self._hold(case, now + LONGEST_PAUSE)
         if now < self.outage.until:
             return case, self._cannot_ask(case)
-        self._lines[incoming.key] = deque([case])
+        self.lines.join(case)
         return case, [Action(Do.ASK, case)]
 
     def request(self, case: Case) -> ClaimRequest:
@@ -246,8 +123,8 @@ class Desk:
         if case.phase not in (Phase.ASKING, Phase.HELD):
             return []
         if isinstance(answer, AlreadyClaimed):
-            return self._hold(case, now + self._pause(case, answer), answer)
-        self._leave_line(case, now)
+            return self._hold(case, now + self.lines.pause(case, answer), answer)
+        self.lines.leave(case, now)
         case.held = False
         if isinstance(answer, (Finished, Superseded)):
             case.phase = Phase.DONE
@@ -270,17 +147,8 @@ class Desk:
         return self._cannot_ask(case)
 
     def due(self, now: float) -> list[Case]:
-        """Cases whose time to ask again has come; each is reported once per alarm."""
-        cases = []
-        while self._alarms and self._alarms[0][0] <= now:
-            at, _, case = heappop(self._alarms)
-            if case.phase is Phase.HELD and case.ask_at == at and self._is_first(case):
-                cases.append(case)
-        return cases
-
-    def next_alarm(self) -> float | None:
-        """When ``due`` has something to say again."""
-        return self._alarms[0][0] if self._alarms else None
+        """Cases whose time to ask again has come; while one of their task is active it is not."""
+        return [case for case in self.lines.due(now) if case.key not in self._active]
 
     # the run
 
@@ -399,18 +267,15 @@ class Desk:
 
     # the ends of connections and of the worker
 
-    def disconnected(self, now: float) -> list[tuple[Case, Settlement]]:
+    def disconnected(self) -> list[tuple[Case, Settlement]]:
         """The connection is gone: its waiting messages come again; what runs goes on.
 
         Returns:
             what to give back, for it never reached the pool.
         """
         self.connection += 1
-        for line in self._lines.values():
-            for case in line:
-                case.phase = Phase.DONE
-        self._lines.clear()
-        self._alarms.clear()
+        for case in self.lines.dissolve():
+            case.phase = Phase.DONE
         unstarted = [case for case in self._active.values() if case.phase is Phase.CLAIMED]
         return list(self._give_back(unstarted))
 
@@ -431,10 +296,6 @@ class Desk:
         """Cases under a claim of this worker, and lost ones whose body has not stopped."""
         return list(self._active.values())
 
-    def held(self) -> list[Case]:
-        """Cases that wait."""
-        return [case for line in self._lines.values() for case in line if case.held]
-
     # helpers
 
     def _granted(self, case: Case, token: ClaimToken, asked_at: float) -> None:
@@ -445,11 +306,9 @@ class Desk:
         self._active[case.key] = case
 
     def _hold(self, case: Case, ask_at: float, answer: ClaimAnswer | None = None) -> list[Action]:
-        line = self._lines.setdefault(case.key, deque())
-        if case not in line:
-            line.append(case)
+        self.lines.join(case)
         case.phase = Phase.HELD
-        self._set_alarm(case, ask_at)
+        self.lines.set_alarm(case, ask_at)
         if case.held:
             return []
         case.held = True
@@ -458,45 +317,14 @@ class Desk:
     def _cannot_ask(self, case: Case) -> list[Action]:
         if not self.run_when_down:
             return self._hold(case, self.outage.until)
-        self._leave_line(case, self.outage.until)
+        self.lines.leave(case, self.outage.until)
         case.phase = Phase.DONE
         return [Action(Do.RUN_UNCLAIMED, case)]
-
-    def _pause(self, case: Case, answer: AlreadyClaimed) -> float:
-        remaining = max(answer.expires_at - answer.now, 0) / 1000 + FIRST_PAUSE / 2
-        doubled = FIRST_PAUSE * 2.0 ** min(case.pauses, 16)
-        case.pauses += 1
-        return min(doubled * self.rng.uniform(0.8, 1.2), remaining, LONGEST_PAUSE)
-
-    def _set_alarm(self, case: Case, at: float) -> None:
-        case.ask_at = at
-        self._alarm_count += 1
-        heappush(self._alarms, (at, self._alarm_count, case))
-
-    def _is_first(self, case: Case) -> bool:
-        line = self._lines.get(case.key)
-        return line is not None and line[0] is case and case.key not in self._active
-
-    def _leave_line(self, case: Case, wake_at: float) -> None:
-        line = self._lines.get(case.key)
-        if line is None or case not in line:
-            return
-        line.remove(case)
-        if line:
-            self._wake(case.key, wake_at)
-        else:
-            del self._lines[case.key]
-
-    def _wake(self, key: Key, at: float) -> None:
-        line = self._lines.get(key)
-        if line:
-            line[0].pauses = 0
-            self._set_alarm(line[0], at)
 
     def _deactivate(self, case: Case, now: float) -> None:
         if self._active.get(case.key) is case:
             del self._active[case.key]
-            self._wake(case.key, now)
+            self.lines.wake(case.key, now)
 
     def _settlement(self, case: Case, decision: Decision | None) -> Settlement | None:
         settled = case.phase in (Phase.ASKING, Phase.HELD, Phase.DONE) or case.silent
@@ -507,7 +335,8 @@ class Desk:
         return self._settle(case, decision)
 
     def _settle(self, case: Case, decision: Decision) -> Settlement:
-        assert case.token is not None and case.incoming.options.keep_finished is not None
+        assert case.token is not None
+        assert case.incoming.options.keep_finished is not None
         back = decision.outcome is Outcome.NACKED
         keep = case.incoming.keep_free if back else case.incoming.options.keep_finished
         return Settlement(case.token, decision.outcome, round(keep * 1000), decision.counted)

@@ -1,4 +1,4 @@
-"""What happens to claims, for those who watch. One event type; hooks observe, and cannot break a task.
+"""What happens to claims, for those who watch: one event type, and hooks that only observe.
 
 Events: ``claimed``, ``taken_over``, ``held``, ``skipped``, ``exhausted``, ``lost``, ``released``,
 ``given_back``, ``store_down``, ``store_up``, ``swept``.

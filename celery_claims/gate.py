@@ -13,15 +13,14 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from celery import signals
 from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
-from celery.worker.strategy import hybrid_to_proto2, proto1_to_proto2
 from kombu.exceptions import ContentDisallowed, DecodeError
 
+from .case import Action, Case, Do, Incoming, Phase
 from .config import TaskOptions
-from .desk import Action, Case, Do, Incoming, Phase
+from .delivered import Delivered, claim_of, fail, set_header
 from .errors import DeliveriesExhausted, InvalidArgument
 from .headers import HEADER, first_queue, read_identity
 from .keeper import Keeper
@@ -52,43 +51,6 @@ class Strategies(dict[str, Strategy]):
 
     def __setitem__(self, name: str, strategy: Strategy) -> None:
         super().__setitem__(name, self._wrap(name, strategy))
-
-
-class Delivered:
-    """A message and the way that Celery wants it handled."""
-
-    __slots__ = (
-        "acknowledge",
-        "answered",
-        "body",
-        "callbacks",
-        "case",
-        "message",
-        "pending",
-        "reject",
-        "request",
-        "roomy",
-        "strategy",
-    )
-
-    def __init__(
-        self, message: Any, body: Any, acknowledge: Any, reject: Any, callbacks: Any, strategy: Any
-    ) -> None:
-        self.message = message
-        self.body = body
-        self.acknowledge = acknowledge
-        self.reject = reject
-        self.callbacks = callbacks
-        self.strategy = strategy
-        self.case: Case
-        #: the broker has been told; an early acknowledgement comes before the end of the body
-        self.answered = False
-        #: the request, once Celery has handed it to the pool
-        self.request: Request | None = None
-        #: the prefetch count was raised for it
-        self.roomy = False
-        #: an acknowledgement or rejection that waits for the store
-        self.pending: Callable[[], None] | None = None
 
 
 class Gate:
@@ -125,6 +87,11 @@ class Gate:
         keeper.ring = self.ring
         keeper.late_end = self._late_end
 
+    def set_queue(self, queue: Any) -> None:
+        """The next message comes from this queue."""
+        self.queue = queue.name
+        self.broadcast = queue.exchange.type == "fanout"
+
     # receiving
 
     def wrap(self, name: str, strategy: Strategy) -> Strategy:
@@ -134,7 +101,7 @@ class Gate:
             delivered = Delivered(message, body, ack, reject, callbacks, strategy)
             incoming = self._incoming(name, message, body)
             if incoming is None:
-                _set_header(delivered, None)
+                set_header(delivered, None)
                 return strategy(message, body, ack, reject, callbacks, **kw)
             delivered.case, actions = self._keeper.receive(incoming)
             self._delivered[delivered.case] = delivered
@@ -157,7 +124,7 @@ class Gate:
         info = message.delivery_info or {}
         queue = self.queue or info.get("routing_key") or self._consumer.app.conf.task_default_queue
         return Incoming(
-            queue=first_queue({**headers, **_claim_of(body)}, queue),
+            queue=first_queue({**headers, **claim_of(body)}, queue),
             task_id=identity.task_id,
             root_id=identity.root_id,
             attempt=identity.attempt,
@@ -206,7 +173,7 @@ class Gate:
             self._run(delivered)
         elif action.do is Do.RUN_UNCLAIMED:
             self._forget(case)
-            _set_header(delivered, None)
+            set_header(delivered, None)
             self._call_strategy(delivered, delivered.acknowledge, delivered.reject)
         elif action.do is Do.SKIP:
             self._forget(case)
@@ -217,14 +184,14 @@ class Gate:
 
     def _run(self, delivered: Delivered) -> None:
         case = delivered.case
-        _set_header(delivered, self._keeper.passport(case).as_header())
+        set_header(delivered, self._keeper.passport(case).as_header())
         try:
             self._call_strategy(
                 delivered, partial(self._acknowledge, delivered), partial(self._reject, delivered)
             )
         finally:
             # A message that goes back to the broker must not carry this worker's claim.
-            _set_header(delivered, None)
+            set_header(delivered, None)
 
     def _call_strategy(self, delivered: Delivered, ack: Any, reject: Any) -> None:
         """As the consumer does; a delivery that waited has no caller to catch what it raises."""
@@ -270,37 +237,14 @@ class Gate:
             request.cancel(self._consumer.pool, emit_retry=False)
 
     def _report(self, delivered: Delivered) -> None:
-        """Fail a task that keeps killing its worker: result first, then the store, then the broker."""
-        case, consumer = delivered.case, self._consumer
+        """Fail a task that keeps killing its worker: result, then store, then broker."""
+        case = delivered.case
         error = DeliveriesExhausted(case.incoming.task_id, case.deliveries)
         self._keeper.tell("exhausted", case, str(error))
-        request = self._make_request(delivered)
-        request.task.backend.mark_as_failure(
-            request.id, error, request=request._context, store_result=request.store_errors
-        )
-        signals.task_failure.send(
-            sender=request.task, task_id=request.id, exception=error, args=request.args,
-            kwargs=request.kwargs, traceback=None, einfo=None,
-        )  # fmt: skip
-        request.send_event("task-failed", exception=repr(error), traceback="")
+        fail(self._consumer, delivered, error)
         self._keeper.exhausted(case)
         self._forget(case)
-        delivered.reject(logger, consumer.connection_errors, False)
-
-    def _make_request(self, delivered: Delivered) -> Request:
-        """The request that Celery's own strategy would make of the message."""
-        message, consumer = delivered.message, self._consumer
-        body, headers, decoded, utc = message.body, message.headers, False, True
-        if delivered.body is not None:
-            body, headers, decoded, utc = proto1_to_proto2(message, delivered.body)
-        elif "args" in message.payload:
-            body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
-        return Request(
-            message, app=consumer.app, hostname=consumer.hostname,
-            eventer=consumer.event_dispatcher, task=consumer.app.tasks[delivered.case.incoming.delivery.task],
-            connection_errors=consumer.connection_errors, body=body, headers=headers,
-            decoded=decoded, utc=utc,
-        )  # fmt: skip
+        delivered.reject(logger, self._consumer.connection_errors, False)
 
     # what Celery does with a request
 
@@ -313,6 +257,11 @@ class Gate:
             return None
         delivered.request = request
         return case
+
+    def child_of(self, case: Case) -> int | None:
+        """The pid of the process that runs a case's body, as the pool reported it."""
+        delivered = self._delivered.get(case)
+        return delivered.request.worker_pid if delivered and delivered.request else None
 
     def come_back(self, case: Case, *, started: bool = False) -> None:
         """A body was stopped, or refused to start: its delivery waits at the gate again.
@@ -425,23 +374,6 @@ class Gate:
 
     def _forget(self, case: Case) -> None:
         self._delivered.pop(case, None)
-
-
-def _claim_of(body: Any) -> dict[str, Any]:
-    """The header of a protocol 1 message, which has it in the body."""
-    return {HEADER: body[HEADER]} if isinstance(body, dict) and HEADER in body else {}
-
-
-def _set_header(delivered: Delivered, header: dict[str, Any] | None) -> None:
-    """Replace the claim in a message, wherever the request will look for it."""
-    places = [delivered.message.headers]
-    if isinstance(delivered.body, dict):
-        places.append(delivered.body)
-    for place in places:
-        if header is not None:
-            place[HEADER] = header
-        elif place:
-            place.pop(HEADER, None)
 
 
 def _grant(case: Case) -> str:

@@ -1,6 +1,6 @@
-"""A worker's claims: the desk behind one lock, the stores beside it, the effects of its decisions.
+"""A worker's claims: the desk behind one lock, and what its decisions do to the store.
 
-Knows neither Celery nor its pools: ``gate`` and ``pool`` bring their events, ``heartbeat`` the time.
+Knows neither Celery nor its pools: ``gate`` and ``pool`` bring events, ``heartbeat`` the time.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import secrets
 from collections.abc import Callable
 from time import monotonic
 
-from .desk import Action, Case, Desk, Do, Incoming
+from .case import Action, Case, Incoming
+from .desk import Desk
 from .errors import StoreError
 from .events import ClaimEvent, emit
 from .headers import Passport
 from .native import allocate_lock
-from .protocol import ClaimAnswer, Lost, Outcome, Renewal, RenewAnswer, Settlement
+from .protocol import ClaimAnswer, Lost, Outcome, RenewAnswer, Renewal, Settlement
 from .settling import Ending
 from .stores import Store
 
@@ -37,9 +38,7 @@ class Keeper:
         can_stop: the pool can kill a body.
     """
 
-    def __init__(
-        self, hostname: str, store: Store, *, run_when_down: bool, can_stop: bool
-    ) -> None:
+    def __init__(self, hostname: str, store: Store, *, run_when_down: bool, can_stop: bool) -> None:
         self.desk = Desk(
             owner=new_owner(hostname),
             new_grant=lambda: secrets.token_hex(12),
@@ -53,7 +52,7 @@ class Keeper:
         #: Called, from any thread, when an end waits to be recorded.
         self.wake_heartbeat: Callable[[], None] = lambda: None
         #: Called, from any thread, when an end that waited is recorded, or refused.
-        self.late_end: Callable[[Case, bool], None] = lambda case, lost: None
+        self.late_end: Callable[[Case, bool], None] = lambda _case, _lost: None
         self._by_grant: dict[str, Case] = {}
         self._down = False
 
@@ -92,7 +91,7 @@ class Keeper:
 
     def next_alarm(self) -> float | None:
         with self.lock:
-            return self.desk.next_alarm()
+            return self.desk.lines.next_alarm()
 
     # runs
 
@@ -103,7 +102,8 @@ class Keeper:
     def passport(self, case: Case) -> Passport:
         """What travels with the request."""
         options = case.incoming.options
-        assert case.token is not None and options.keep_finished is not None
+        assert case.token is not None
+        assert options.keep_finished is not None
         return Passport(
             token=case.token,
             lease=case.incoming.lease,
@@ -248,7 +248,7 @@ class Keeper:
     def disconnected(self) -> None:
         """The broker's connection is gone: give back what had not reached the pool."""
         with self.lock:
-            settlements = self.desk.disconnected(monotonic())
+            settlements = self.desk.disconnected()
         self._give_back(settlements)
 
     def closing(self, survives: Callable[[Case], bool]) -> None:
@@ -294,8 +294,3 @@ class Keeper:
         if self._down:
             self._down = False
             emit(ClaimEvent("store_up", self.store.name))
-
-
-def stops(actions: list[Action]) -> list[Case]:
-    """The cases among actions whose bodies shall be stopped."""
-    return [action.case for action in actions if action.do is Do.STOP]

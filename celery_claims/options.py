@@ -9,6 +9,7 @@ from celery.app.task import Task
 from celery.local import Proxy
 
 from .config import Settings, TaskOptions, check_lease, read_options
+from .seams import actual
 
 __all__ = ["CLEANUP_TASK", "claimed", "options_of"]
 
@@ -56,7 +57,7 @@ def _decorate(task: T, options: TaskOptions) -> T:
     if isinstance(task, type):
         setattr(task, ATTRIBUTE, options)
     elif issubclass(type(task), Proxy):
-        _unmade.append((task, options))  # type: ignore[arg-type]
+        _unmade.append((task, options))
     else:
         setattr(task, ATTRIBUTE, options)
     return task
@@ -91,4 +92,4 @@ def _settle_proxies() -> None:
     """Give the options to the tasks, which exist by now."""
     while _unmade:
         proxy, options = _unmade.pop()
-        setattr(proxy._get_current_object(), ATTRIBUTE, options)
+        setattr(actual(proxy), ATTRIBUTE, options)

@@ -1,4 +1,4 @@
-"""Where claims are kept when ``claims_url`` does not say, and whether that place fits the broker."""
+"""Where claims are kept when ``claims_url`` does not say, and whether the place fits."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def _session_file() -> Path:
     """One file per process that uses a memory broker, and its children."""
     known = os.environ.get(SESSION_FILE)
     if known is None:
-        folder = tempfile.mkdtemp(prefix="celery-claims-")
-        known = os.environ[SESSION_FILE] = os.path.join(folder, "claims.sqlite")
+        folder = Path(tempfile.mkdtemp(prefix="celery-claims-"))
+        known = os.environ[SESSION_FILE] = str(folder / "claims.sqlite")
     return Path(known)
 
 

@@ -14,10 +14,11 @@ from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 from celery.worker.request import Request
 
-from .desk import Case
+from .case import Case
 from .gate import Gate
 from .keeper import Keeper
 from .protocol import Outcome
+from .seams import was_cancelled
 from .settling import Ending
 from .tracer import LostRun, NotRun, Recorded, acks_on
 
@@ -45,8 +46,7 @@ class PoolWatch:
 
         def watched(target: Any, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
             request = getattr(options.get("callback"), "__self__", None)
-            case = self._gate.submit(request) if isinstance(request, Request) else None
-            if case is None:
+            if not isinstance(request, Request) or (case := self._gate.submit(request)) is None:
                 return apply_async(target, args, kwargs, **options)
             if not self._keeper.submitted(case):
                 self._gate.come_back(case)
@@ -121,7 +121,12 @@ class Watch:
         return body
 
     def _end(
-        self, ending: Ending, recorded: bool, callback: Callable[..., Any] | None, *args: Any, **kw: Any
+        self,
+        ending: Ending,
+        recorded: bool,
+        callback: Callable[..., Any] | None,
+        *args: Any,
+        **kw: Any,
     ) -> None:
         case = self._case
         if case.grant_id != self._grant_id:
@@ -134,7 +139,7 @@ class Watch:
             if callback is not None:
                 callback(*args, **kw)
         finally:
-            cancelled = bool(self._request._already_cancelled)
+            cancelled = was_cancelled(self._request)
             outcome = self._keeper.returning(case, cancelled=cancelled)
             if outcome is Outcome.NACKED and case.incoming.late and not cancelled:
                 self._gate.come_back(case)

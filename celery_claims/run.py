@@ -8,10 +8,11 @@ from contextvars import ContextVar
 from time import monotonic
 from typing import Any
 
+from celery import current_task
 from celery.app.task import Task
 from celery.exceptions import Ignore
 
-from .desk import Case
+from .case import Case
 from .errors import ExtensionLimit, StoreError
 from .headers import Passport
 from .manager import LeaseConfig
@@ -26,6 +27,7 @@ from .protocol import (
     check_duration,
     trust_until,
 )
+from .seams import actual
 from .stores import Store
 
 __all__ = ["Claim", "ClaimLost", "Run", "current_claim", "run_of"]
@@ -226,9 +228,7 @@ def run_of(task: Task) -> Run | None:
 
 def current_claim() -> Claim | None:
     """The claim of the task that runs here; None in eager and direct calls and unclaimed tasks."""
-    from celery import current_task
-
-    task: Any = current_task._get_current_object() if current_task else None
+    task: Any = actual(current_task) if current_task else None
     run = run_of(task) if task is not None else None
     return Claim(run) if run is not None else None
 

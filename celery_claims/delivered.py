@@ -1,0 +1,113 @@
+"""A message at the gate, and the way that Celery wants it handled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery import signals
+from celery.worker.request import Request
+from celery.worker.strategy import hybrid_to_proto2, proto1_to_proto2
+
+from .case import Case
+from .headers import HEADER
+from .seams import request_context
+
+__all__ = ["Delivered", "claim_of", "fail", "set_header"]
+
+
+class Delivered:
+    """A message and the way that Celery wants it handled."""
+
+    __slots__ = (
+        "acknowledge",
+        "answered",
+        "body",
+        "callbacks",
+        "case",
+        "message",
+        "pending",
+        "reject",
+        "request",
+        "roomy",
+        "strategy",
+    )
+
+    def __init__(
+        self, message: Any, body: Any, acknowledge: Any, reject: Any, callbacks: Any, strategy: Any
+    ) -> None:
+        self.message = message
+        self.body = body
+        self.acknowledge = acknowledge
+        self.reject = reject
+        self.callbacks = callbacks
+        self.strategy = strategy
+        self.case: Case
+        #: the broker has been told; an early acknowledgement comes before the end of the body
+        self.answered = False
+        #: the request, once Celery has handed it to the pool
+        self.request: Request | None = None
+        #: the prefetch count was raised for it
+        self.roomy = False
+        #: an acknowledgement or rejection that waits for the store
+        self.pending: Callable[[], None] | None = None
+
+
+def claim_of(body: Any) -> dict[str, Any]:
+    """The header of a protocol 1 message, which has it in the body."""
+    return {HEADER: body[HEADER]} if isinstance(body, dict) and HEADER in body else {}
+
+
+def set_header(delivered: Delivered, header: dict[str, Any] | None) -> None:
+    """Replace the claim in a message, wherever the request will look for it."""
+    places = [delivered.message.headers]
+    if isinstance(delivered.body, dict):
+        places.append(delivered.body)
+    for place in places:
+        if header is not None:
+            place[HEADER] = header
+        elif place:
+            place.pop(HEADER, None)
+
+
+def fail(consumer: Any, delivered: Delivered, error: Exception) -> None:
+    """Record a FAILURE for a message that will not run, with its errbacks, signal and event."""
+    request = _make_request(consumer, delivered)
+    request.task.backend.mark_as_failure(
+        request.id,
+        error,
+        request=request_context(request),
+        store_result=request.store_errors,
+    )
+    signals.task_failure.send(
+        sender=request.task,
+        task_id=request.id,
+        exception=error,
+        args=request.args,
+        kwargs=request.kwargs,
+        traceback=None,
+        einfo=None,
+    )
+    request.send_event("task-failed", exception=repr(error), traceback="")
+
+
+def _make_request(consumer: Any, delivered: Delivered) -> Request:
+    """The request that Celery's own strategy would make of the message."""
+    message = delivered.message
+    body, headers, decoded, utc = message.body, message.headers, False, True
+    if delivered.body is not None:
+        body, headers, decoded, utc = proto1_to_proto2(message, delivered.body)
+    elif "args" in message.payload:
+        body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
+    return Request(
+        message,
+        app=consumer.app,
+        hostname=consumer.hostname,
+        eventer=consumer.event_dispatcher,
+        task=consumer.app.tasks[delivered.case.incoming.delivery.task],
+        connection_errors=consumer.connection_errors,
+        body=body,
+        headers=headers,
+        decoded=decoded,
+        utc=utc,
+    )

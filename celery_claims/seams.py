@@ -1,0 +1,53 @@
+"""Every private name of Celery and kombu that this package touches.
+
+Read in celery 5.7.0 and kombu 5.7.0; ``docs/internals.md`` has the table with the public seams too,
+and ``tests/unit/test_seams.py`` a canary for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery.local import Proxy
+from celery.worker.request import Request
+
+__all__ = ["actual", "announce_queue", "request_context", "was_cancelled"]
+
+
+def actual(proxy: Proxy) -> Any:
+    """What a proxy stands for now."""
+    return proxy._get_current_object()
+
+
+def request_context(request: Request) -> Any:
+    """The request as ``task.request`` shows it, with its callbacks and its chord."""
+    return request._context
+
+
+def was_cancelled(request: Request) -> bool:
+    """Celery killed the body to run the message again: at a shutdown or a lost connection."""
+    return bool(request._already_cancelled)
+
+
+def announce_queue(task_consumer: Any, announce: Callable[[Any], None]) -> None:
+    """Call ``announce(queue)`` before each message that the consumer hands on.
+
+    A Redis message does not say which queue it came from; only the subscription knows.
+    """
+    subscribe = task_consumer._basic_consume
+    receive = task_consumer._receive_callback
+
+    def basic_consume(queue: Any, *args: Any, **kwargs: Any) -> Any:
+        def received(message: Any) -> Any:
+            announce(queue)
+            return receive(message)
+
+        # The consumer gives this callback to the channel while it subscribes.
+        task_consumer._receive_callback = received
+        try:
+            return subscribe(queue, *args, **kwargs)
+        finally:
+            task_consumer._receive_callback = receive
+
+    task_consumer._basic_consume = basic_consume
