@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["PAGES", "ROOT", "Block", "blocks", "page_name", "rows"]
+__all__ = ["PAGES", "ROOT", "Block", "blocks", "environment", "page_name", "rows"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,3 +58,9 @@ def rows(page: Path, heading: str) -> list[list[str]]:
     assert table, f"{page_name(page)} has no table below {heading!r}"
     lines = table.group().splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def environment() -> dict[str, str]:
+    """For a process that runs what a page shows: this checkout, no other quick start."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("QUICKSTART")}
+    return inherited | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from .pages import ROOT
+from .pages import ROOT, environment
 
 DEMO = ROOT / "examples" / "quickstart" / "demo.py"
 
@@ -37,6 +37,7 @@ def test_two_stories_end_right():
     """The kill and the three copies; ``make demo`` also has the long task, and the same code."""
     ran = subprocess.run(
         [sys.executable, str(DEMO), "--only", "copies", "--only", "kill"],
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .pages import PAGES, ROOT, blocks, page_name
+from .pages import PAGES, ROOT, blocks, environment, page_name
 
 #: How a block is marked: python and console are run here, text is not for running.
 LANGUAGES = {"python", "console", "text", "{toctree}"}
@@ -22,11 +22,6 @@ LANGUAGES = {"python", "console", "text", "{toctree}"}
 PATIENCE = 60
 
 pages = pytest.mark.parametrize("page", PAGES, ids=page_name)
-
-
-def environment() -> dict[str, str]:
-    without_leftovers = {k: v for k, v in os.environ.items() if not k.startswith("QUICKSTART")}
-    return without_leftovers | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
 @pages
