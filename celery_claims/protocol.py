@@ -3,7 +3,7 @@
 Identity
     A record belongs to one ``(queue, task_id)``. A *run* is one publish: (task id, ``root_id``);
     an *attempt* of it is the pair (replacements, retries), compared in that order. A *grant* is
-    one answer to one delivery: ``grant_id`` is random per delivery, ``token`` is its fencing number.
+    one answer to one delivery: ``grant_id`` is random per delivery, ``token`` its fencing number.
 
 Authority
     The store's clock alone decides whether a lease is over. A worker only bounds how long it may
@@ -24,8 +24,8 @@ States
 
 Fencing
     Every write after a grant carries its token and changes nothing unless the record still has it.
-    Tokens of a shard rise for ever: ``next_token`` takes the higher of the last one plus one and the
-    clock in microseconds, so that a store that lost its memory still goes on above what it gave out.
+    Tokens of a shard rise for ever: ``next_token`` takes the higher of the last one plus one and
+    the clock in microseconds, so that a store that lost its memory goes on above what it gave out.
 
 Failure handling
     A lost reply is repaired by repeating the call: the same grant id gets the same token, a second
@@ -41,7 +41,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from .errors import InvalidArgument
 
@@ -318,7 +318,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Refused, nothing was changed: ``owner`` was granted the claim since (None: nobody is known)."""
+    """Refused, nothing was changed: ``owner`` was granted it since (None: nobody is known)."""
 
     owner: str | None
     now: int
@@ -438,8 +438,11 @@ class Record:
         return Expiry(self.queue, self.task_id, self.token, self.expires_at)
 
 
+A_co = TypeVar("A_co", covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(Generic[A_co]):
     """What to answer, and the record to keep (None: keep none).
 
     Parameters:
@@ -448,7 +451,7 @@ class Transition:
             token may be lower, and a grant that was settled and forgotten must not come back.
     """
 
-    answer: ClaimAnswer | RenewAnswer | SettleAnswer | bool
+    answer: A_co
     record: Record | None
     changed: bool
     floor: int = 0
@@ -478,7 +481,9 @@ def trust_until(asked_at: float, lease: float) -> float:
     return asked_at + 0.9 * lease
 
 
-def decide_claim(record: Record | None, request: ClaimRequest, now: int, token: int) -> Transition:
+def decide_claim(
+    record: Record | None, request: ClaimRequest, now: int, token: int
+) -> Transition[ClaimAnswer]:
     """Answer a claim.
 
     Parameters:
@@ -533,7 +538,7 @@ def _grant(
     *,
     previous_owner: str | None = None,
     orphaned: bool = False,
-) -> Transition:
+) -> Transition[ClaimAnswer]:
     exhausted = deliveries >= request.max_deliveries
     record = Record(
         queue=request.queue,
@@ -566,7 +571,7 @@ def _grant(
 
 def decide_renew(
     record: Record | None, renewal: Renewal, now: int, high_water: int
-) -> Transition:
+) -> Transition[RenewAnswer]:
     """Answer a renewal or an extension.
 
     Parameters:
@@ -597,7 +602,7 @@ def decide_renew(
 
 def decide_settle(
     record: Record | None, settlement: Settlement, now: int, high_water: int
-) -> Transition:
+) -> Transition[SettleAnswer]:
     """Answer a release or a nack.
 
     Parameters:
@@ -630,7 +635,9 @@ def decide_settle(
     return Transition(Settled(now), kept, changed=True, floor=floor)
 
 
-def decide_expire(record: Record | None, expiry: Expiry, now: int, keep_ms: int) -> Transition:
+def decide_expire(
+    record: Record | None, expiry: Expiry, now: int, keep_ms: int
+) -> Transition[bool]:
     """Clean one expired claim up, unless it changed since the sweeper read it.
 
     Parameters:
@@ -694,7 +701,7 @@ def _last_grant(record: Record | None, token: ClaimToken, high_water: int) -> Re
     )
 
 
-def _refuse(record: Record | None, now: int) -> Transition:
+def _refuse(record: Record | None, now: int) -> Transition[Lost]:
     return Transition(Lost(record.owner if record else None, now), record, changed=False)
 
 
@@ -761,7 +768,8 @@ def check_count(
         InvalidArgument: naming ``argument``.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgument(argument, f"expected a whole number{unit and ' of'}{unit}, got {value!r}")
+        of_unit = unit and f" of{unit}"
+        raise InvalidArgument(argument, f"expected a whole number{of_unit}, got {value!r}")
     if not least <= value <= most:
         raise InvalidArgument(argument, f"must be from {least} to {most}{unit}, got {value}")
 

@@ -34,7 +34,9 @@ def open_store(url: str, **options: Any) -> Store:
         ConfigurationError: naming ``claims_url``: no such scheme, a missing driver or a bad URL.
     """
     if not isinstance(url, str) or "://" not in url:
-        raise ConfigurationError("claims_url", f"expected a URL like sqlite:///claims.db, got {url!r}")
+        raise ConfigurationError(
+            "claims_url", f"expected a URL like sqlite:///claims.db, got {url!r}"
+        )
     scheme = url.partition("://")[0].lower()
     store_class = _store_class(scheme)
     store: Store = store_class(url, **options)

@@ -122,7 +122,8 @@ class Store(ABC):
             ``protocol.decide_renew`` of each.
         Raises:
             StoreError.
-        Atomicity: each element compares the token and sets the expiry in one step. Clock: the store's.
+        Atomicity: each element compares the token and sets the expiry in one step.
+        Clock: the store's.
         A retry renews again (harmless); a retried extension adds again, which the caller bounds.
         """
 
@@ -136,7 +137,8 @@ class Store(ABC):
             ``protocol.decide_settle`` of each.
         Raises:
             StoreError.
-        Atomicity: each element compares the token and sets the state in one step. Clock: the store's.
+        Atomicity: each element compares the token and sets the state in one step.
+        Clock: the store's.
         A retry answers what the first call answered (after ``keep_ms`` 0: ``Lost``, for it forgot).
         """
 

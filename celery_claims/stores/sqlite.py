@@ -1,0 +1,425 @@
+"""Claims in a SQLite file: for the processes of one host."""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from ..errors import ConfigurationError, InvalidArgument, StoreCorrupt
+from ..protocol import (
+    Attempt,
+    ClaimAnswer,
+    ClaimRequest,
+    Delivery,
+    Expiry,
+    Outcome,
+    Record,
+    RenewAnswer,
+    Renewal,
+    SettleAnswer,
+    Settlement,
+    State,
+    Transition,
+    decide_claim,
+    decide_expire,
+    decide_renew,
+    decide_settle,
+    next_token,
+    turn_is_due,
+)
+from .arguments import (
+    check_batch,
+    check_duty,
+    check_keep,
+    check_keys,
+    check_scan,
+    decode_cursor,
+    encode_cursor,
+)
+from .base import FORGET_BATCH, Census, Page, Store, View
+from .memory import Clock, host_clock
+from .sqlite_file import SQL, SQLiteFile
+
+__all__ = ["SQLiteStore"]
+
+T = TypeVar("T")
+
+#: Filesystems whose locks or shared memory do not hold between hosts.
+NETWORK_FILESYSTEMS = (
+    "nfs",
+    "cifs",
+    "smb",
+    "fuse.sshfs",
+    "fuse.gluster",
+    "9p",
+    "afs",
+    "ceph",
+    "gluster",
+    "lustre",
+    "ocfs",
+)
+
+_SYNCHRONOUS_FULL = 2
+
+
+class SQLiteStore(Store):
+    """``sqlite:///relative.db`` or ``sqlite:////absolute/path.db``.
+
+    What was answered survives the death of the process and of the machine: write-ahead log with
+    synchronous=FULL. ``?synchronous=normal`` is faster and survives only the process.
+
+    Parameters:
+        url: a relative path counts from the working directory of this moment.
+        timeout: seconds that a call waits for a locked file before ``StoreUnavailable``.
+        clock: microseconds since the epoch.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 5.0, clock: Clock = host_clock) -> None:
+        path, synchronous = _parse(url)
+        if (
+            isinstance(timeout, bool)
+            or not isinstance(timeout, (int, float))
+            or not (math.isfinite(timeout) and timeout > 0)
+        ):
+            raise InvalidArgument("timeout", f"expected seconds above 0, got {timeout!r}")
+        self.name = url
+        self.path = os.path.abspath(path)
+        self._clock = clock
+        self._file = SQLiteFile(self.path, url, synchronous, timeout)
+
+    def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimAnswer]:
+        batch = check_batch("requests", requests, ClaimRequest)
+        return self._write(lambda change: [change.claim(request) for request in batch])
+
+    def renew(self, renewals: Sequence[Renewal]) -> list[RenewAnswer]:
+        batch = check_batch("renewals", renewals, Renewal)
+        return self._write(lambda change: [change.renew(renewal) for renewal in batch])
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[SettleAnswer]:
+        batch = check_batch("settlements", settlements, Settlement)
+        return self._write(lambda change: [change.settle(settlement) for settlement in batch])
+
+    def lookup(self, keys: Sequence[tuple[str, str]]) -> list[Record | None]:
+        pairs = check_keys(keys)
+
+        def find_all(connection: sqlite3.Connection) -> list[Record | None]:
+            return [_find(connection, queue, task_id) for queue, task_id in pairs]
+
+        return self._guard(lambda: self._file.read(find_all))
+
+    def scan(
+        self, view: View, *, queue: str | None = None, cursor: str | None = None, limit: int = 100
+    ) -> Page:
+        check_scan(view, queue, limit)
+        parameters = _position(view, queue, cursor)
+        statement = f"scan_{view.value}" if queue is None else f"scan_{view.value}_of_queue"
+
+        def read_page(connection: sqlite3.Connection) -> Page:
+            now = self._clock() // 1000
+            parameters.update(now=now, most=limit + 1)
+            rows = connection.execute(SQL[statement], parameters).fetchall()
+            following = _cursor(view, queue, rows[limit - 1]) if len(rows) > limit else None
+            return Page(tuple(_as_record(row) for row in rows[:limit]), following, now)
+
+        return self._guard(lambda: self._file.read(read_page))
+
+    def expire(self, expiries: Sequence[Expiry], *, keep_ms: int) -> list[bool]:
+        check_keep(keep_ms)
+        batch = check_batch("expiries", expiries, Expiry)
+
+        def clean_up(change: _Change) -> list[bool]:
+            answers = [change.expire(expiry, keep_ms) for expiry in batch]
+            change.forget()
+            return answers
+
+        return self._write(clean_up)
+
+    def census(self, queue: str | None = None) -> Census:
+        check_scan(View.ALL, queue, 1)
+        return self._guard(lambda: self._file.read(lambda c: self._count(c, queue)))
+
+    def _count(self, connection: sqlite3.Connection, queue: str | None) -> Census:
+        now = self._clock() // 1000
+        statement = "census" if queue is None else "census_of_queue"
+        parameters = {"now": now, "queue": _pack(queue or "")}
+        counts = {"live": 0, "orphaned": 0, "free": 0, "finished": 0}
+        for row in connection.execute(SQL[statement], parameters):
+            kind = row["state"]
+            if kind == State.CLAIMED.value:
+                kind = "live" if row["ahead"] else "orphaned"
+            counts[kind] += row["number"]
+        return Census(now=now, **counts)
+
+    def elect(self, duty: str, interval_ms: int) -> bool:
+        check_duty(duty, interval_ms)
+        return self._write(lambda change: change.elect(duty, interval_ms))
+
+    def check(self) -> list[str]:
+        concerns = super().check()
+        journal, synchronous = self._guard(lambda: self._file.read(_read_safety))
+        if synchronous < _SYNCHRONOUS_FULL:
+            concerns.append(
+                "synchronous is not FULL: a claim may be forgotten when the machine loses power; "
+                "leave synchronous=normal out of the URL"
+            )
+        if journal != "wal":
+            concerns.append(
+                f"the journal mode is {journal}, not wal: its filesystem has no shared memory; "
+                "keep the file on a local disk"
+            )
+        filesystem = _filesystem_of(self.path)
+        if filesystem.startswith(NETWORK_FILESYSTEMS):
+            concerns.append(
+                f"{self.path} is on {filesystem}, where the locks of two hosts may not see each "
+                "other; keep it on a local disk, or use Redis or PostgreSQL for several hosts"
+            )
+        return concerns
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, work: Callable[[_Change], T]) -> T:
+        def transact(connection: sqlite3.Connection) -> tuple[T, bool]:
+            change = _Change(connection, self._clock())
+            answer = work(change)
+            change.finish()
+            return answer, change.happened
+
+        return self._guard(lambda: self._file.write(transact))
+
+    def _guard(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except _UnreadableRow as error:
+            raise StoreCorrupt(
+                self.name,
+                f"a record cannot be read ({error.__cause__}): who else writes this file?",
+            ) from error.__cause__
+
+
+class _UnreadableRow(Exception):
+    """A row that this package did not write."""
+
+
+class _Change:
+    """One write transaction: the decisions of ``protocol`` on what it finds, in order.
+
+    Parameters:
+        now_us: one moment for the whole batch, read under the lock.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, now_us: int) -> None:
+        self.happened = False
+        self._connection = connection
+        self._now_us = now_us
+        self._now = now_us // 1000
+        self._stored_high_water = int(connection.execute(SQL["get_high_water"]).fetchone()[0])
+        self._high_water = self._stored_high_water
+
+    def claim(self, request: ClaimRequest) -> ClaimAnswer:
+        record = _find(self._connection, request.queue, request.task_id)
+        token = next_token(self._high_water, self._now_us)
+        return self._keep(record, decide_claim(record, request, self._now, token))
+
+    def renew(self, renewal: Renewal) -> RenewAnswer:
+        record = _find(self._connection, renewal.token.queue, renewal.token.task_id)
+        return self._keep(record, decide_renew(record, renewal, self._now, self._high_water))
+
+    def settle(self, settlement: Settlement) -> SettleAnswer:
+        record = _find(self._connection, settlement.token.queue, settlement.token.task_id)
+        return self._keep(record, decide_settle(record, settlement, self._now, self._high_water))
+
+    def expire(self, expiry: Expiry, keep_ms: int) -> bool:
+        record = _find(self._connection, expiry.queue, expiry.task_id)
+        return self._keep(record, decide_expire(record, expiry, self._now, keep_ms))
+
+    def forget(self) -> None:
+        parameters = {"now": self._now, "most": FORGET_BATCH}
+        if self._connection.execute(SQL["forget"], parameters).rowcount > 0:
+            self.happened = True
+
+    def elect(self, duty: str, interval_ms: int) -> bool:
+        parameters = {"duty": _pack(duty), "now": self._now}
+        row = self._connection.execute(SQL["get_turn"], parameters).fetchone()
+        due = turn_is_due(row["last"] if row else None, interval_ms, self._now)
+        if due:
+            self._connection.execute(SQL["take_turn"], parameters)
+            self.happened = True
+        return due
+
+    def finish(self) -> None:
+        if self._high_water > self._stored_high_water:
+            self._connection.execute(SQL["raise_high_water"], {"token": self._high_water})
+
+    def _keep(self, before: Record | None, transition: Transition[T]) -> T:
+        if not transition.changed:
+            return transition.answer
+        self.happened = True
+        self._high_water = max(self._high_water, transition.floor)
+        after = transition.record
+        if after is not None:
+            statement = "prolong" if _only_prolongs(before, after) else "keep"
+            self._connection.execute(SQL[statement], _as_row(after))
+        elif before is not None:
+            key = {"queue": _pack(before.queue), "task_id": _pack(before.task_id)}
+            self._connection.execute(SQL["drop"], key)
+        return transition.answer
+
+
+def _only_prolongs(before: Record | None, after: Record) -> bool:
+    return (
+        before is not None
+        and before.token == after.token
+        and before.state is after.state is State.CLAIMED
+    )
+
+
+def _parse(url: str) -> tuple[str, str]:
+    """The path and the synchronous mode of a URL.
+
+    Raises:
+        ConfigurationError: naming ``claims_url``.
+    """
+    parts = urlsplit(url)
+    path = unquote(parts.path[1:])
+    if parts.scheme != "sqlite" or parts.netloc or not path or parts.fragment or "\0" in path:
+        raise ConfigurationError(
+            "claims_url",
+            "expected sqlite:///relative/path.db or sqlite:////absolute/path.db (mind the number "
+            f"of slashes), got {url!r}",
+        )
+    if path == ":memory:":
+        raise ConfigurationError("claims_url", "a SQLite database in memory: use memory:// instead")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    synchronous = options.pop("synchronous", "full").lower()
+    if options:
+        raise ConfigurationError(
+            "claims_url", f"unknown option {min(options)!r}; known: synchronous"
+        )
+    if synchronous not in ("full", "normal"):
+        raise ConfigurationError(
+            "claims_url", f"synchronous must be full or normal, got {synchronous!r}"
+        )
+    return path, synchronous
+
+
+def _position(view: View, queue: str | None, cursor: str | None) -> dict[str, Any]:
+    parameters: dict[str, Any] = {"queue": _pack(queue or "")}
+    if view is View.ORPHANED:
+        after = decode_cursor(cursor, view, queue, int, int) or (-1, -1)
+        return {**parameters, "after_expiry": after[0], "after_id": after[1]}
+    after = decode_cursor(cursor, view, queue, str, str) or ("", "")
+    return {
+        **parameters,
+        "after_queue": _pack(str(after[0])),
+        "after_task": _pack(str(after[1])),
+    }
+
+
+def _cursor(view: View, queue: str | None, last: sqlite3.Row) -> str:
+    if view is View.ORPHANED:
+        return encode_cursor(view, queue, last["expires_at"], last["id"])
+    return encode_cursor(view, queue, _unpack(last["queue"]), _unpack(last["task_id"]))
+
+
+def _find(connection: sqlite3.Connection, queue: str, task_id: str) -> Record | None:
+    key = {"queue": _pack(queue), "task_id": _pack(task_id)}
+    row = connection.execute(SQL["find"], key).fetchone()
+    return None if row is None else _as_record(row)
+
+
+def _pack(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _unpack(packed: bytes) -> str:
+    return packed.decode("utf-8", "surrogatepass")
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"expected a number, found {value!r}")
+    return value
+
+
+def _as_record(row: sqlite3.Row) -> Record:
+    try:
+        return Record(
+            queue=_unpack(row["queue"]),
+            task_id=_unpack(row["task_id"]),
+            owner=_unpack(row["owner"]),
+            grant_id=_unpack(row["grant_id"]),
+            token=_whole(row["token"]),
+            root_id=_unpack(row["root_id"]),
+            attempt=Attempt(_whole(row["nesting"]), _whole(row["retries"])),
+            deaths=_whole(row["deaths"]),
+            claimed_at=_whole(row["claimed_at"]),
+            expires_at=_whole(row["expires_at"]),
+            started=bool(_whole(row["started"])),
+            deliveries=_whole(row["deliveries"]),
+            state=State(row["state"]),
+            outcome=None if row["outcome"] is None else Outcome(row["outcome"]),
+            settled_at=_whole(row["settled_at"]),
+            forget_at=_whole(row["forget_at"]),
+            delivery=Delivery(
+                task=_unpack(row["task"]),
+                tag=_unpack(row["tag"]),
+                queue=_unpack(row["from_queue"]),
+                priority=row["priority"],
+            ),
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _UnreadableRow from error
+
+
+def _as_row(record: Record) -> dict[str, Any]:
+    return {
+        "queue": _pack(record.queue),
+        "task_id": _pack(record.task_id),
+        "owner": _pack(record.owner),
+        "grant_id": _pack(record.grant_id),
+        "token": record.token,
+        "root_id": _pack(record.root_id),
+        "nesting": record.attempt.nesting,
+        "retries": record.attempt.retries,
+        "deaths": record.deaths,
+        "claimed_at": record.claimed_at,
+        "expires_at": record.expires_at,
+        "started": record.started,
+        "deliveries": record.deliveries,
+        "state": record.state.value,
+        "outcome": None if record.outcome is None else record.outcome.value,
+        "settled_at": record.settled_at,
+        "forget_at": record.forget_at,
+        "task": _pack(record.delivery.task),
+        "tag": _pack(record.delivery.tag),
+        "from_queue": _pack(record.delivery.queue),
+        "priority": record.delivery.priority,
+    }
+
+
+def _read_safety(connection: sqlite3.Connection) -> tuple[str, int]:
+    journal = connection.execute(SQL["get_journal"]).fetchone()[0]
+    synchronous = connection.execute(SQL["get_synchronous"]).fetchone()[0]
+    return str(journal).lower(), int(synchronous)
+
+
+def _filesystem_of(path: str) -> str:
+    """The type of the filesystem that a path is on, empty where it cannot be told."""
+    path = os.path.realpath(path)
+    found, kind = "", ""
+    try:
+        with open("/proc/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
+            for line in mounts:
+                _, point, this_kind = line.split(" ")[:3]
+                point = point.encode().decode("unicode_escape")
+                inside = path == point or path.startswith(point.rstrip("/") + "/")
+                if inside and len(point) >= len(found):
+                    found, kind = point, this_kind
+    except FileNotFoundError:
+        return ""
+    return kind
