@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -16,15 +17,17 @@ from celery.app import trace
 from celery.concurrency import prefork
 from celery.concurrency.base import apply_target
 from celery.exceptions import Ignore, TaskRevokedError, WorkerLostError
+from celery.local import Proxy
 from celery.worker import state, strategy
 from celery.worker.consumer import consumer
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request, create_request_cls
 from celery.worker.worker import WorkController
+from celery_claims import seams
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.common import QoS
 
-from .pages import ROOT, rows
+from tests.docs.pages import ROOT, rows
 
 INTERNALS = ROOT / "docs" / "internals.md"
 
@@ -201,7 +204,26 @@ def test_the_pool_gets_the_callbacks_of_the_request(app, task):
     assert options["callback"].__self__ is request
     sent = options["args"][2]
     assert sent is request.request_dict
-    assert request._already_cancelled is False
+
+
+def test_a_cancelled_request_says_so(app, task):
+    """Also where the cancellation publishes a retry."""
+    request, _ = request_of(app, task)
+    assert seams.was_cancelled(request) is False
+    request._announce_cancelled(emit_retry=False)
+    assert seams.was_cancelled(request) is True
+
+
+def test_the_context_of_a_request_has_its_canvas(app, task):
+    """What a failure's callbacks are read from, when the parent has to report it."""
+    request, _ = request_of(app, task)
+    context = seams.request_context(request)
+    assert context.id == "id-1"
+    assert (context.errbacks, context.chord) == (None, None)
+
+
+def test_a_proxy_gives_what_it_stands_for(task):
+    assert seams.actual(Proxy(lambda: task)) is task
 
 
 def test_a_revoked_request_gives_its_slot_back():
@@ -266,26 +288,19 @@ def test_the_tasks_step_updates_strategies_on_the_consumer():
     its_consumer.update_strategies.assert_called_once_with()
 
 
-def test_a_subscription_takes_the_callback_of_the_moment():
-    """``_basic_consume`` is called per queue and hands ``_receive_callback`` to the channel."""
-    received, subscribed = [], []
+def test_the_queue_of_a_message_is_announced():
+    """kombu calls ``_basic_consume`` per queue; it gives ``_receive_callback`` to the channel."""
+    seen = []
     with Connection("memory://") as connection:
         queue = Queue("canary", Exchange("canary"), "canary")
         its_consumer = Consumer(connection.channel(), [queue])
-        subscribe = its_consumer._basic_consume
-
-        def noting(queue, *args, **kwargs):
-            subscribed.append(queue.name)
-            its_consumer._receive_callback = received.append
-            return subscribe(queue, *args, **kwargs)
-
-        its_consumer._basic_consume = noting
+        its_consumer.on_message = lambda message: seen.append(("message", message.payload))
+        seams.announce_queue(its_consumer, lambda queue: seen.append(("queue", queue.name)))
         its_consumer.consume()
         with connection.Producer() as producer:
             producer.publish("hello", exchange="canary", routing_key="canary")
         connection.drain_events(timeout=1)
-    assert subscribed == ["canary"]
-    assert len(received) == 1
+    assert seen == [("queue", "canary"), ("message", "hello")]
 
 
 def test_modules_are_imported_under_a_signal_of_the_app(app):
@@ -305,7 +320,7 @@ def test_modules_are_imported_under_a_signal_of_the_app(app):
 
 def test_every_listed_part_has_its_canary():
     """The table and this file name each other."""
-    source = ast.parse(ROOT.joinpath("tests", "docs", "test_canaries.py").read_text())
+    source = ast.parse(Path(__file__).read_text())
     written = {node.name for node in source.body if isinstance(node, ast.FunctionDef)}
     canaries = {name for name in written if name.startswith("test_")}
     listed = {row[-1].strip("`") for row in rows(INTERNALS, "## Private parts of Celery and kombu")}
