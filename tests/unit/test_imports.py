@@ -16,28 +16,19 @@ PACKAGE = Path(celery_claims.__file__).parent
 INTEGRATION = {
     "app",
     "bootsteps",
-    "claim",
+    "claims",
     "cli",
+    "delivered",
     "gate",
     "options",
     "pool",
     "run",
-    "tasks",
+    "seams",
     "tracer",
-    "worker",
 }
 
 #: Decisions: events in, actions out.
-PURE = {
-    "breaker",
-    "desk",
-    "errors",
-    "holding",
-    "leases",
-    "protocol",
-    "settling",
-    "verdicts",
-}
+PURE = {"breaker", "desk", "errors", "holding", "leases", "protocol", "settling", "verdicts"}
 
 CELERY_FAMILY = {"amqp", "billiard", "celery", "kombu", "vine"}
 
@@ -70,6 +61,8 @@ DRIVERS = {
     "prometheus_client": {"metrics"},
     "click": {"cli"},
     "rich": {"cli"},
+    # The conformance suite; not pytest, which a user of a store need not have.
+    "hypothesis": {"testing"},
 }
 
 
