@@ -40,7 +40,6 @@ def install(app: Celery, **settings: Any) -> None:
     # The loader sends this before a worker or beat reads the schedule, and after the app's modules
     # are imported: a schedule that they set is there by then, and is added to.
     signals.import_modules.connect(_add_to_schedule, sender=app, dispatch_uid=(HEADER, id(app)))
-    app.on_after_finalize.connect(_add_to_schedule, dispatch_uid=(HEADER, id(app)))
     signals.worker_process_init.connect(_in_child, dispatch_uid=HEADER)
     signals.before_task_publish.connect(_send_onward, dispatch_uid=HEADER)
 

@@ -107,6 +107,7 @@ class Case:
     phase: Phase = Phase.ASKING
     held: bool = False
     pauses: int = 0
+    denied: bool = False
     ask_at: float = 0.0
     token: ClaimToken | None = None
     deliveries: int = 0

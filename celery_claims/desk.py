@@ -123,6 +123,7 @@ class Desk:
         if case.phase not in (Phase.ASKING, Phase.HELD):
             return []
         if isinstance(answer, AlreadyClaimed):
+            case.denied = True
             return self._hold(case, now + self.lines.pause(case, answer), answer)
         self.lines.leave(case, now)
         case.held = False
@@ -220,6 +221,7 @@ class Desk:
         case.ending = case.unrecorded = None
         case.lost = case.hung = case.silent = case.start_known = False
         case.pauses = 0
+        case.denied = True
         if case.connection != self.connection:
             case.phase = Phase.DONE
             return []
@@ -315,7 +317,7 @@ class Desk:
         return [Action(Do.HOLD, case, answer)]
 
     def _cannot_ask(self, case: Case) -> list[Action]:
-        if not self.run_when_down:
+        if not self.run_when_down or case.denied:
             return self._hold(case, self.outage.until)
         self.lines.leave(case, self.outage.until)
         case.phase = Phase.DONE

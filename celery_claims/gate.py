@@ -24,7 +24,7 @@ from .delivered import Delivered, claim_of, fail, set_header
 from .errors import DeliveriesExhausted, InvalidArgument
 from .headers import HEADER, first_queue, read_identity
 from .keeper import Keeper
-from .protocol import Delivery, Exhausted, Finished, Superseded
+from .protocol import Delivery, Finished, Superseded, check_name
 
 __all__ = ["Gate", "Strategies"]
 
@@ -80,6 +80,7 @@ class Gate:
         self._delivered: dict[Case, Delivered] = {}
         self._roomy = 0
         self._alarm_at = 0.0
+        self._closed = False
         #: The queue that the message now being received comes from; None: unknown.
         self.queue: str | None = None
         #: That queue is of a fanout exchange: every worker shall run the task.
@@ -98,6 +99,9 @@ class Gate:
         """The gated strategy of a task."""
 
         def gated(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **kw: Any) -> Any:
+            if self._closed:
+                # Unacknowledged, it goes back to the broker with the connection.
+                return None
             delivered = Delivered(message, body, ack, reject, callbacks, strategy)
             incoming = self._incoming(name, message, body)
             if incoming is None:
@@ -116,13 +120,15 @@ class Gate:
             return None
         headers = message.headers
         fields = headers if body is None and "id" in headers else body or message.payload
+        info = message.delivery_info or {}
+        queue = self.queue or info.get("routing_key") or self._consumer.app.conf.task_default_queue
         try:
             identity = read_identity(headers, fields)
+            check_name("queue", queue)
         except (InvalidArgument, AttributeError) as error:
             logger.warning("unclaimed, for its message cannot be identified: %s: %s", name, error)
             return None
-        info = message.delivery_info or {}
-        queue = self.queue or info.get("routing_key") or self._consumer.app.conf.task_default_queue
+        priority = (message.properties or {}).get("priority")
         return Incoming(
             queue=first_queue({**headers, **claim_of(body)}, queue),
             task_id=identity.task_id,
@@ -136,7 +142,7 @@ class Gate:
                 task=name,
                 tag=str(message.delivery_tag),
                 queue=queue,
-                priority=(message.properties or {}).get("priority"),
+                priority=priority if isinstance(priority, int) else None,
             ),
         )
 
@@ -205,7 +211,9 @@ class Gate:
             self._unrunnable(delivered)
             self._consumer.on_decode_error(message, exc)
         except Exception:
-            self._unrunnable(delivered, requeue=True)
+            # A solo pool's body raises through here too, when its end is settled already.
+            if delivered.case.phase is Phase.CLAIMED:
+                self._unrunnable(delivered, requeue=True)
             raise
 
     def _unrunnable(self, delivered: Delivered, *, requeue: bool = False) -> None:
@@ -231,6 +239,9 @@ class Gate:
 
     def _stop(self, delivered: Delivered) -> None:
         case, request = delivered.case, delivered.request
+        if case.phase in (Phase.ENDED, Phase.DONE):
+            # The child that ran it may be busy with another task by now.
+            return
         why = "it ran longer than max_hold" if case.hung else "another worker has the task now"
         self._keeper.tell("lost", case, why)
         if request is not None and self._keeper.desk.can_stop:
@@ -338,6 +349,8 @@ class Gate:
 
     def pump(self) -> None:
         """Ask for the held deliveries whose time has come."""
+        if self._closed:
+            return
         self._alarm_at = 0.0
         for _ in range(ROUNDS):
             cases = self._keeper.due()
@@ -366,7 +379,9 @@ class Gate:
                 self._delivered[case].roomy = False
 
     def closing(self) -> None:
-        """The worker ends: an end that the store did not take must not run again for that."""
+        """The worker ends: nothing new is asked; what ended but is not recorded is acknowledged,
+        for it must not run again only because the store did not answer."""
+        self._closed = True
         for delivered in list(self._delivered.values()):
             if delivered.pending is not None and not delivered.case.lost:
                 delivered.pending()
@@ -389,5 +404,5 @@ def _holder(action: Action) -> str:
 def _reason(answer: object) -> str:
     if isinstance(answer, Finished):
         return f"its attempt finished as {answer.outcome.value}"
-    assert isinstance(answer, Superseded) or not isinstance(answer, Exhausted)
-    return f"attempt {tuple(getattr(answer, 'attempt', ()))} of the same run is known"
+    assert isinstance(answer, Superseded)
+    return f"attempt {tuple(answer.attempt)} of the same run is known"

@@ -119,7 +119,8 @@ def _record(task: Task, run: Run, traced: Any) -> Any:
     if traced.info is not None and isinstance(traced.info.retval, ClaimLost):
         return traced._replace(runtime=LostRun())
     outcome = _outcome(task, traced.info)
-    if outcome is None:
+    if outcome is None or not run.passport.keep_finished:
+        # What is forgotten at once would look lost to the worker's next renewal: it does it.
         return traced
     recorded = run.finish(outcome)
     if recorded is None:
