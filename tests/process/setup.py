@@ -22,6 +22,7 @@ from .environment import CLAIMS_VARIABLE, CONF_VARIABLE, FOLDER_VARIABLE
 from .gates import Gates
 from .journal import Journal
 from .nodes import EmbeddedBroker, FolderBackend, FolderBroker, ProcessWorker, SQLiteBroker
+from .waiting import TIMEOUT, wait_until
 
 BROKERS: Mapping[str, type[FolderBroker | SQLiteBroker]] = {
     "folder": FolderBroker,
@@ -106,8 +107,10 @@ class Site:
         return beat
 
     def logs(self) -> dict[str, str]:
-        """The output of every process, by name."""
-        return {process.name: process.logs() for process in self._processes}
+        """The output of every process, by the name of its folder and its own."""
+        return {
+            f"{process.folder.name} ({process.name})": process.logs() for process in self._processes
+        }
 
     def teardown(self) -> None:
         """End every process that was started here, and check that none is left."""
@@ -152,6 +155,18 @@ class ProcessSetup(CeleryTestSetup):
         worker = self.site.start_worker(spec, **changes)
         worker._app = self.app
         return worker
+
+    def count_in_logs(self, text: str) -> int:
+        """How often any of the processes has logged it."""
+        return sum(log.count(text) for log in self.site.logs().values())
+
+    def wait_for_log(self, text: str, count: int = 1, timeout: float = TIMEOUT) -> None:
+        """Wait until the processes have logged it so often, whichever of them it was."""
+        wait_until(
+            lambda: self.count_in_logs(text) >= count,
+            timeout,
+            what=lambda: f"{text!r} {count} times, but {self.count_in_logs(text)} times",
+        )
 
 
 def publish_copies(app: Celery, signature: Signature, copies: int, **options: Any) -> AsyncResult:

@@ -77,6 +77,7 @@ def test_the_same_message_three_times_runs_three_times_at_once(celery_setup: Pro
     celery_setup.journal.wait_for_end(result.id, 3)
     assert celery_setup.journal.max_overlap(result.id) == 3
     assert {run.pid for run in runs} == {*celery_setup.worker.children(), *worker.children()}
+    celery_setup.wait_for_log(f"tests.late[{result.id}] succeeded", 3)
 
 
 @pytest.mark.site(conf={"worker_prefetch_multiplier": 1})
