@@ -69,7 +69,7 @@ class MemoryStore(Store):
 
     def __init__(self, url: str = "memory://", *, clock: Clock = host_clock, private: bool = False):
         parts = urlsplit(url)
-        if parts.scheme != "memory" or parts.query or parts.fragment:
+        if not url.startswith("memory://") or parts.query or parts.fragment:
             raise ConfigurationError("claims_url", f"expected memory://NAME, got {url!r}")
         self.name = url
         self._clock = clock

@@ -372,7 +372,7 @@ def _as_record(row: sqlite3.Row) -> Record:
                 priority=row["priority"],
             ),
         )
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise _UnreadableRow from error
 
 

@@ -1,0 +1,64 @@
+"""What only the memory store promises."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from celery_claims.errors import ConfigurationError
+from celery_claims.protocol import AlreadyClaimed, ClaimRequest, Success
+from celery_claims.stores import open_store
+from celery_claims.stores.memory import MemoryStore
+
+from .children import in_child
+
+
+def request(grant_id: str = "g") -> ClaimRequest:
+    return ClaimRequest("q", "t", "o", 60_000, grant_id, "root")
+
+
+def test_stores_of_one_name_share_their_claims() -> None:
+    assert isinstance(open_store("memory://shared").claim([request("1")])[0], Success)
+    assert isinstance(open_store("memory://shared/").claim([request("2")])[0], AlreadyClaimed)
+    assert isinstance(open_store("memory://other").claim([request("3")])[0], Success)
+
+
+def test_private_stores_share_nothing() -> None:
+    for number in range(3):
+        store = MemoryStore("memory://private", private=True)
+        assert isinstance(store.claim([request(str(number))])[0], Success)
+
+
+def test_it_says_that_other_processes_see_nothing() -> None:
+    assert not MemoryStore(private=True).shared
+    assert MemoryStore(private=True).check() == []
+
+
+@pytest.mark.parametrize("url", ["memory:x", "memory://x?clock=1", "memory://x#y", "sqlite:///x"])
+def test_bad_urls(url: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        MemoryStore(url)
+    assert raised.value.setting == "claims_url"
+
+
+def test_forked_child_goes_on_with_its_copy_beside_busy_threads() -> None:
+    store = MemoryStore(private=True)
+    over = threading.Event()
+
+    def keep_busy() -> None:
+        while not over.is_set():
+            store.claim([request()])
+            store.census()
+            store.elect("duty", 1)
+
+    threads = [threading.Thread(target=keep_busy) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            assert in_child(lambda: [store.census().live, store.elect("mine", 1)]) == [1, True]
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert isinstance(store.claim([request("later")])[0], AlreadyClaimed)
