@@ -204,8 +204,9 @@ class Cluster:
         return sum(match.groups() == (kind, task) for match in lines)
 
     def arrived(self, task: str) -> int:
-        """How many copies of a task were started or held."""
-        return self.happened(task, "start") + self.logged(task, "held")
+        """How many copies of a task were started, held or, as they must not be yet, skipped."""
+        denied = self.logged(task, "held") + self.logged(task, "skipped")
+        return self.happened(task, "start") + denied
 
     def accounted(self, task: str) -> int:
         """How many copies of a task have met their end."""
