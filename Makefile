@@ -48,7 +48,7 @@ $(BIN)/python:
 	  command -v apt-get >/dev/null || { echo "$(PYTHON) has no venv module: install it" >&2; exit 1; }; \
 	  sudo=; [ "$$(id -u)" -eq 0 ] || sudo=sudo; \
 	  $$sudo apt-get update -qq && \
-	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv; }
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(PACKAGE) | $(BIN)/python
