@@ -62,3 +62,28 @@ def test_forked_child_goes_on_with_its_copy_beside_busy_threads() -> None:
         for thread in threads:
             thread.join()
     assert isinstance(store.claim([request("later")])[0], AlreadyClaimed)
+
+
+def test_one_thread_at_a_time_decides_in_a_queue() -> None:
+    together: list[int] = []
+    meeting = threading.Barrier(2)
+
+    def clock() -> int:
+        try:
+            together.append(meeting.wait(timeout=0.3))
+        except threading.BrokenBarrierError:
+            meeting.reset()
+        return 1_700_000_000_000_000
+
+    store = MemoryStore(clock=clock, private=True)
+    answers: list[object] = []
+    threads = [
+        threading.Thread(target=lambda n=n: answers.extend(store.claim([request(str(n))])))
+        for n in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == []
+    assert sorted(type(answer).__name__ for answer in answers) == ["AlreadyClaimed", "Success"]

@@ -402,7 +402,7 @@ class TestUnusableFiles:
             def fill() -> None:
                 for number in range(1000):
                     token = grant(store, f"{number}-" + "x" * 5000)
-                    kept.append(token.task_id)  # noqa: PERF401 - what was kept before the error
+                    kept.append(token.task_id)
 
             with pytest.raises(StoreFull, match="no room is left") as raised:
                 fill()

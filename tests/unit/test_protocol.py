@@ -136,8 +136,9 @@ class TestTime:
 
 class TestAttempts:
     def test_replacements_come_before_retries(self) -> None:
+        mixed = [Attempt(1, 1), Attempt(0, 99), Attempt(1, 0), Attempt(0, 0), Attempt(0, 1)]
         ordered = [Attempt(0, 0), Attempt(0, 1), Attempt(0, 99), Attempt(1, 0), Attempt(1, 1)]
-        assert sorted(ordered[::-1]) == ordered
+        assert sorted(mixed) == ordered
 
 
 class TestArguments:
