@@ -13,6 +13,7 @@ from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 
 from .case import Case
 from .gate import Gate
@@ -92,6 +93,10 @@ class Watch:
             self._end(Ending.WORKER_LOST, False, self._result, result, **kwargs)
             return
         failed, value, runtime = result
+        if not failed and runtime is None:
+            # A green pool reports a killed body like this, and Celery would acknowledge it.
+            self._end(Ending.TERMINATED, False, task_ready, self._request)
+            return
         if isinstance(runtime, (LostRun, NotRun)):
             self._come_back(started=isinstance(runtime, LostRun))
             return
