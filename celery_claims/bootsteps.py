@@ -44,7 +44,12 @@ class ClaimsWorkerStep(bootsteps.StartStopStep):
         store = claims.open_store()
 
         def act(actions: list[Action]) -> None:
-            worker.consumer.call_soon(worker.consumer.claims_gate.perform, actions)
+            consumer = worker.consumer
+            if self._forks and consumer.hub is None:
+                # Without a hub Celery's loop waits while the pool is full: for the body to stop.
+                consumer.claims_gate.perform(actions)
+            else:
+                consumer.call_soon(consumer.claims_gate.perform, actions)
 
         self._heartbeat = Heartbeat(
             keeper,
