@@ -17,6 +17,9 @@ from .sweep import DUTY
 
 __all__ = ["install"]
 
+#: What Celery calls with a pickled copy of the app, which a spawned child gets.
+FIXUP = "celery_claims.app:install"
+
 
 def install(app: Celery, **settings: Any) -> None:
     """Add claims to an app. May be called again, before or after its tasks are defined.
@@ -34,6 +37,7 @@ def install(app: Celery, **settings: Any) -> None:
         claims.__dict__.pop("settings", None)
         return
     setattr(app, ATTRIBUTE, Claims(app, settings))
+    app.fixups.add(FIXUP)
     app.steps["worker"].add(ClaimsWorkerStep)
     app.steps["consumer"].add(ClaimsConsumerStep)
     app.task(name=CLEANUP_TASK, ignore_result=True, shared=False, typing=False)(cleanup)

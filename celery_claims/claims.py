@@ -24,6 +24,8 @@ __all__ = ["ATTRIBUTE", "Claims", "claims_of", "installed"]
 
 #: Where an app keeps its ``Claims``.
 ATTRIBUTE = "_celery_claims"
+#: The key of a worker's configuration that takes the settings of ``install`` to spawned children.
+GIVEN = "celery_claims"
 
 
 class Claims:
@@ -42,6 +44,7 @@ class Claims:
 
     def open_keeper(self, hostname: str, *, forks: bool) -> Keeper:
         """The claims of a worker that starts in this process."""
+        self.app.conf[GIVEN] = dict(self.given)
         self.keeper = Keeper(
             hostname,
             self.store,
@@ -58,7 +61,8 @@ class Claims:
             ConfigurationError: naming the setting.
         """
         found = dict(self._configured())
-        found.update({PREFIX + name: value for name, value in self.given.items()})
+        given = {**self.app.conf.get(GIVEN, {}), **self.given}
+        found.update({PREFIX + name: value for name, value in given.items()})
         settings = read_settings(found)
         if settings.keep_finished is None:
             timeout = visibility_timeout(self.app.connection_for_read()) or 0.0
