@@ -1,0 +1,190 @@
+"""Tasks that fall into the traps of death and time, and what lets tests look inside a worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from celery import Task, shared_task
+from celery.backends.filesystem import FilesystemBackend
+from celery.worker.control import inspect_command
+from celery_claims import claimed, current_claim
+from celery_claims.claims import installed
+from celery_claims.keeper import Keeper
+from celery_claims.run import Run
+
+from tests.process.environment import FOLDER_VARIABLE
+
+from . import gates, journal
+
+#: Where the process of a run shall kill itself, once: ``before_finish`` or ``after_finish``.
+CRASH_VARIABLE = "CELERY_TEST_CRASH"
+#: ``parent``: its worker dies with it.
+KILL_VARIABLE = "CELERY_TEST_KILL"
+
+
+def _deliveries() -> int | None:
+    claim = current_claim()
+    return None if claim is None else claim.deliveries
+
+
+@shared_task(bind=True, name="traps.late", acks_late=True)
+def late(self: Task, gate: str | None = None) -> list[int | None]:
+    """Wait at a gate, if one is named, and tell who ran it after how many dead runs."""
+    with journal().run(self.request):
+        if gate is not None:
+            gates().wait(gate)
+    return [os.getpid(), _deliveries()]
+
+
+@shared_task(bind=True, name="traps.early")
+def early(self: Task, gate: str | None = None) -> list[int | None]:
+    """As ``late``, acknowledged before it starts."""
+    with journal().run(self.request):
+        if gate is not None:
+            gates().wait(gate)
+    return [os.getpid(), _deliveries()]
+
+
+@shared_task(bind=True, name="traps.requeued", acks_late=True, reject_on_worker_lost=True)
+def requeued(self: Task, gate: str | None = None) -> list[int | None]:
+    """As ``late``, and a lost child gives it back."""
+    with journal().run(self.request):
+        if gate is not None:
+            gates().wait(gate)
+    return [os.getpid(), _deliveries()]
+
+
+@claimed(strict=True)
+@shared_task(bind=True, name="traps.strict", acks_late=True)
+def strict(self: Task, gate: str) -> list[int | None]:
+    """As ``late``, and asks about its claim while it waits."""
+    with journal().run(self.request):
+        while not gates().is_open(gate):
+            claim = current_claim()
+            assert claim is not None
+            claim.check()
+            time.sleep(0.02)
+    return [os.getpid(), _deliveries()]
+
+
+@shared_task(bind=True, name="traps.spin", acks_late=True)
+def spin(self: Task, seconds: float) -> int:
+    """Keep the processor and the interpreter busy: nothing else of this loop runs."""
+    with journal().run(self.request):
+        until = time.monotonic() + seconds
+        rounds = 0
+        while time.monotonic() < until:
+            rounds += 1
+    return rounds
+
+
+@shared_task(bind=True, name="traps.poison", acks_late=True, reject_on_worker_lost=True)
+def poison(self: Task) -> None:
+    """Kill the process that runs it."""
+    with journal().run(self.request):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(bind=True, name="traps.retries", acks_late=True, max_retries=None)
+def retries(self: Task, times: int) -> int:
+    """Retry so many times, then answer."""
+    with journal().run(self.request):
+        if self.request.retries < times:
+            raise self.retry(countdown=0)
+    return times
+
+
+@shared_task(bind=True, name="traps.raises", acks_late=True)
+def raises(self: Task, error: str) -> None:
+    """Raise one of the errors that Celery does not treat as a failure of the task alone."""
+    with journal().run(self.request):
+        raise {"MemoryError": MemoryError, "SystemExit": SystemExit}[error]
+
+
+class Breaking(Task):
+    """A task whose end raises what a tracer lets out."""
+
+    def after_return(self, *args: Any, **kwargs: Any) -> None:
+        raise MemoryError
+
+
+@shared_task(bind=True, base=Breaking, name="traps.breaks_tracer", acks_late=True)
+def breaks_tracer(self: Task) -> None:
+    """Succeed, after which the tracer itself fails."""
+    with journal().run(self.request):
+        pass
+
+
+@inspect_command()
+def claims_insides(state: Any) -> dict[str, int]:
+    """How much a worker keeps in mind of its claims."""
+    keeper = installed(state.app).keeper
+    assert keeper is not None
+    return {
+        "questions": _questions["asked"],
+        "active": len(keeper.desk.active()),
+        "waiting": len(keeper.desk.lines.waiting()),
+        "granted": len(keeper._by_grant),
+        "delivered": len(state.consumer.claims_gate._delivered),
+        "alarm": int(keeper.next_alarm() is not None),
+    }
+
+
+def count_questions() -> None:
+    """Count the questions that the gate puts to the store."""
+    ask = Keeper.ask
+
+    def counting(self: Keeper, cases: list[Any]) -> Any:
+        _questions["asked"] += len(cases)
+        return ask(self, cases)
+
+    Keeper.ask = counting  # type: ignore[method-assign]
+
+
+_questions: Counter[str] = Counter()
+
+
+def note_results() -> None:
+    """Tell the journal of every result that reaches the backend, and of its process."""
+    store = FilesystemBackend.store_result
+
+    def store_result(
+        self: Any, task_id: str, result: Any, state: str, *args: Any, **kw: Any
+    ) -> Any:
+        journal().write("stored", of=task_id, state=state)
+        return store(self, task_id, result, state, *args, **kw)
+
+    FilesystemBackend.store_result = store_result
+
+
+def crash_once() -> None:
+    """Arrange the death that ``CRASH_VARIABLE`` names."""
+    where = os.environ.get(CRASH_VARIABLE)
+    if where is None:
+        return
+    finish = Run.finish
+
+    def crashing(self: Run, *args: Any, **kwargs: Any) -> bool | None:
+        if where == "before_finish":
+            _die_unless_dead_before()
+        recorded = finish(self, *args, **kwargs)
+        if where == "after_finish":
+            _die_unless_dead_before()
+        return recorded
+
+    Run.finish = crashing  # type: ignore[method-assign]
+
+
+def _die_unless_dead_before() -> None:
+    try:
+        (Path(os.environ[FOLDER_VARIABLE]) / "crashed").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    if os.environ.get(KILL_VARIABLE) == "parent":
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)

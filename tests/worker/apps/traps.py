@@ -1,0 +1,10 @@
+"""The trap tasks, claimed as the site's settings say."""
+
+from .claimed import app
+from .trap_tasks import count_questions, crash_once, note_results
+
+__all__ = ["app"]
+
+note_results()
+count_questions()
+crash_once()

@@ -1,0 +1,111 @@
+"""What workers hold: for how long, how much, and that they let go of it."""
+
+from __future__ import annotations
+
+import pytest
+from celery_claims.errors import DeliveriesExhausted
+
+from tests.process.setup import ProcessSetup, publish_copies
+from tests.process.waiting import stays, wait_until
+
+from .steps import (
+    ENDLESS,
+    assert_all_acknowledged,
+    events,
+    in_pools,
+    insides,
+    traps,
+    wait_claimed_by,
+    wait_finished,
+    wait_for_events,
+    waiting,
+    where,
+    workers,
+)
+
+#: Seconds in which a worker with a full hand of held copies takes an unrelated task: kombu's
+#: embedded loop looks every two.
+SOON = 5.0
+
+
+@traps({"worker_prefetch_multiplier": 2}, max_hold=1.5, max_deliveries=2)
+@workers(1)
+def test_a_hung_body_is_stopped_and_counted(celery_setup: ProcessSetup) -> None:
+    """``claims_max_hold``: stopped, given back as one that died, and so at last exhausted.
+
+    Celery's loop is no help: on the embedded brokers it waits with the next task for the pool.
+    """
+    setup, worker = celery_setup, celery_setup.worker
+    hung = publish_copies(setup.app, setup.app.signature("traps.late", ("never",)), 1)
+    setup.journal.wait_for_runs(hung.id)
+    following = setup.app.signature("traps.late").apply_async()
+    wait_claimed_by(setup.site, worker, following.id)
+    with pytest.raises(DeliveriesExhausted):
+        hung.get(timeout=30)
+    first, second = setup.journal.runs(hung.id)
+    assert second.started - first.started >= 1.5
+    assert events(worker, "lost", hung.id) == 2
+    assert events(worker, "given_back", hung.id) == 2
+    assert following.get(timeout=20)[1] == 0
+    assert_all_acknowledged(setup)
+
+
+@traps(lease=ENDLESS)
+@workers(2)
+def test_an_unrelated_task_passes_fifty_held_copies(celery_setup: ProcessSetup) -> None:
+    """A held delivery must not eat the prefetch count, nor ask the store in a hot loop."""
+    setup = celery_setup
+    signature = setup.app.signature("traps.late", ("end",))
+    long = publish_copies(setup.app, signature, 51)
+    (run,) = setup.journal.wait_for_runs(long.id)
+    _, other = where(setup.workers, run.pid)
+    wait_for_events(other, "held", long.id, 50)
+    before = insides(setup, other)["questions"]
+    unrelated = setup.app.signature("traps.late").apply_async()
+    setup.journal.wait_for_runs(unrelated.id, timeout=SOON)
+    assert stays(lambda: len(setup.journal.runs(long.id)) == 1, 1.0)
+    # One for the unrelated task; the pause between two questions of the line is seconds by now.
+    assert insides(setup, other)["questions"] - before <= 8
+    assert insides(setup, other)["waiting"] == 50
+    setup.gates.open("end")
+    wait_for_events(setup.workers, "skipped", long.id, 50)
+    assert_all_acknowledged(setup)
+    assert len(setup.journal.runs(long.id)) == 1
+
+
+@traps(lease=ENDLESS, max_held=5)
+@workers(2)
+def test_no_more_copies_are_held_than_allowed(celery_setup: ProcessSetup) -> None:
+    """``claims_max_held`` beside the prefetch count; the others wait at the broker."""
+    setup = celery_setup
+    result = publish_copies(setup.app, setup.app.signature("traps.late", ("end",)), 20)
+    (run,) = setup.journal.wait_for_runs(result.id)
+    _, other = where(setup.workers, run.pid)
+    wait_for_events(other, "held", result.id, 6)
+    assert stays(lambda: waiting(setup.broker) == 13, 2.0)
+    assert events(setup.workers, "held", result.id) == 6
+    setup.gates.open("end")
+    wait_for_events(setup.workers, "skipped", result.id, 19)
+    assert_all_acknowledged(setup)
+    assert len(setup.journal.runs(result.id)) == 1
+
+
+@traps()
+@in_pools("prefork", "gevent", concurrency=2)
+def test_nothing_is_kept_in_mind_of_ended_tasks(celery_setup: ProcessSetup, pool: str) -> None:
+    """After two hundred tasks and some copies a worker remembers none of them."""
+    setup, worker = celery_setup, celery_setup.worker
+    signature = setup.app.signature("traps.early")
+    ids = [signature.clone().apply_async().id for _ in range(200)]
+    publish_copies(setup.app, signature, 5, task_id=ids[0])
+    wait_for_events(worker, "skipped", ids[0], 5)
+    wait_until(lambda: all(setup.journal.runs(i) for i in ids), what="every task")
+    wait_finished(setup.site, *ids)
+    empty = {"active": 0, "waiting": 0, "granted": 0, "delivered": 0}
+
+    def forgotten() -> bool:
+        left = insides(setup, worker)
+        return {name: left[name] for name in empty} == empty
+
+    wait_until(forgotten, what=lambda: str(insides(setup, worker)))
+    assert len(setup.journal.runs()) == 200

@@ -1,0 +1,118 @@
+"""A frozen machine: stopped past its leases, replaced, and woken up again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from celery import Signature, uuid
+from celery.result import AsyncResult
+
+from tests.process.nodes import ProcessWorker
+from tests.process.setup import ProcessSetup, publish_copies
+from tests.process.waiting import wait_until
+
+from .steps import (
+    assert_all_acknowledged,
+    freeze,
+    in_pools,
+    pids,
+    stored,
+    traps,
+    wait_claimed_by,
+    wait_finished,
+    wait_for_events,
+    wait_started,
+)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """One running and one reserved task of a worker that is frozen, taken over by another."""
+
+    running: AsyncResult
+    reserved: AsyncResult
+    frozen: ProcessWorker
+    other: ProcessWorker
+
+
+def take_over(setup: ProcessSetup, running: Signature, reserved: Signature) -> Frozen:
+    """Let one worker run and reserve, freeze it, and wait until the other has taken over."""
+    frozen, other = setup.workers
+    # It has nothing yet; this decides who receives what.
+    freeze(setup.site, other)
+    first = publish_copies(setup.app, running, 1)
+    setup.journal.wait_for_runs(first.id)
+    second = publish_copies(setup.app, reserved, 1)
+    wait_claimed_by(setup.site, frozen, second.id)
+    other.resume()
+    for signature, result in ((running, first), (reserved, second)):
+        publish_copies(setup.app, signature, 1, task_id=result.id)
+        wait_for_events(other, "held", result.id)
+    wait_started(setup.site, first.id)
+    freeze(setup.site, frozen)
+    setup.journal.wait_for_runs(first.id, 2)
+    wait_claimed_by(setup.site, other, first.id)
+    return Frozen(first, second, frozen, other)
+
+
+def assert_only_the_other_finished(setup: ProcessSetup, case: Frozen) -> None:
+    """One finish of each, by the new owner, and one callback."""
+    alive = pids(case.other)
+    for result in (case.running, case.reserved):
+        ((pid, state),) = stored(setup.site, result.id)
+        assert (pid in alive, state) == (True, "SUCCESS")
+        assert result.result == [pid, int(result is case.running)]
+        finishes = [run for run in setup.journal.runs(result.id) if run.event == "finish"]
+        assert pid in {run.pid for run in finishes}
+    (reserved,) = setup.journal.runs(case.reserved.id)
+    assert reserved.pid in alive
+
+
+@traps({"worker_prefetch_multiplier": 2})
+@in_pools("prefork", "threads", count=2)
+@pytest.mark.parametrize("again", range(3))
+def test_a_task_reserved_in_a_frozen_worker_never_starts(
+    celery_setup: ProcessSetup, pool: str, again: int
+) -> None:
+    """A run does not start on a lease that is gone, and one that is over leaves no trace.
+
+    The frozen body ends in the moment that it wakes up, which frees its place for the reserved
+    task before the worker's own heartbeat has learned anything.
+    """
+    setup = celery_setup
+    callback = setup.app.signature("traps.late", task_id=uuid())
+    running = setup.app.signature("traps.late", ("end",)).set(link=callback)
+    case = take_over(setup, running, setup.app.signature("traps.late"))
+    setup.gates.open("end")
+    wait_finished(setup.site, case.running.id, case.reserved.id, callback.id)
+    case.frozen.resume()
+    wait_for_events(case.frozen, "skipped", case.running.id)
+    wait_for_events(case.frozen, "skipped", case.reserved.id)
+    assert_only_the_other_finished(setup, case)
+    assert len(setup.journal.runs(callback.id)) == 1
+    assert_all_acknowledged(setup)
+
+
+@traps({"worker_prefetch_multiplier": 2})
+@in_pools("prefork", "threads", count=2)
+def test_a_frozen_run_that_wakes_up_is_told(celery_setup: ProcessSetup, pool: str) -> None:
+    """Prefork stops the body; a thread's body finds out when it asks about its claim."""
+    setup = celery_setup
+    body = "traps.late" if pool == "prefork" else "traps.strict"
+    running = setup.app.signature(body, ("end",))
+    case = take_over(setup, running, setup.app.signature("traps.late"))
+    old = setup.journal.runs(case.running.id)[0]
+    case.frozen.resume()
+    wait_for_events(case.frozen, "lost", case.running.id)
+    wait_for_events(case.frozen, "held", case.running.id)
+    if pool == "threads":
+        assert setup.journal.wait_for_end(case.running.id)[0].event == "ClaimLost"
+    else:
+        wait_until(lambda: old.pid not in pids(case.frozen), what="the end of the body")
+        setup.journal.note_dead(old.pid)
+    setup.gates.open("end")
+    wait_for_events(case.frozen, "skipped", case.running.id)
+    wait_for_events(case.frozen, "skipped", case.reserved.id)
+    assert_only_the_other_finished(setup, case)
+    assert_all_acknowledged(setup)
