@@ -16,6 +16,7 @@ from .steps import (
     assert_all_acknowledged,
     end_warm,
     events,
+    freeze,
     record_of,
     stored,
     traps,
@@ -100,11 +101,16 @@ def test_deployments_are_not_deaths(site: Site, celery_setup_app: Celery) -> Non
 def test_waiting_in_a_worker_that_dies_is_not_a_death(celery_setup: ProcessSetup) -> None:
     """A task that only waited for its time has not been started; nor has a held copy."""
     setup = celery_setup
+    killed, other = setup.workers
+    # One receives while the other is frozen: a task with an ETA leaves its worker room for a copy.
+    freeze(setup.site, other)
     signature = setup.app.signature("traps.late")
-    result = publish_copies(setup.app, signature, 2, countdown=5)
-    wait_for_events(setup.workers, "held", result.id)
-    killed, other = sorted(setup.workers, key=lambda worker: events(worker, "held", result.id))
+    result = publish_copies(setup.app, signature, 1, countdown=3)
     wait_claimed_by(setup.site, killed, result.id)
+    freeze(setup.site, killed)
+    other.resume()
+    publish_copies(setup.app, signature, 1, task_id=result.id, countdown=3)
+    wait_for_events(other, "held", result.id)
     killed.container.kill_group("SIGKILL")
     wait_claimed_by(setup.site, other, result.id)
     assert result.get(timeout=20)[1] == 0
