@@ -6,6 +6,7 @@ from typing import Any
 
 from celery import Celery, current_app, signals
 
+from . import inspection as _inspection  # noqa: F401 - registers celery inspect claims
 from .bootsteps import ClaimsConsumerStep, ClaimsWorkerStep
 from .claims import ATTRIBUTE, Claims, claims_of, installed
 from .config import read_settings

@@ -22,7 +22,9 @@ from .case import Action, Case, Do, Incoming, Phase
 from .config import TaskOptions
 from .delivered import Delivered, claim_of, fail, set_header
 from .errors import DeliveriesExhausted, InvalidArgument
+from .events import ClaimEvent
 from .headers import HEADER, first_queue, read_identity
+from .inspection import EVENT_PREFIX, SENT, event_fields
 from .keeper import Keeper
 from .protocol import Delivery, Finished, Superseded, check_name
 
@@ -87,6 +89,7 @@ class Gate:
         self.broadcast = False
         keeper.ring = self.ring
         keeper.late_end = self._late_end
+        keeper.watch = self._watch
 
     def set_queue(self, queue: Any) -> None:
         """The next message comes from this queue."""
@@ -340,6 +343,13 @@ class Gate:
         if delivered.pending is not None:
             delivered.pending()
         self._forget(case)
+
+    def _watch(self, event: ClaimEvent) -> None:
+        dispatcher = self._consumer.event_dispatcher
+        if event.name in SENT and dispatcher is not None and dispatcher.enabled:
+            # Not from here: this may be a thread that must not touch the broker's connection.
+            kind = EVENT_PREFIX + event.name.replace("_", "-")
+            self._consumer.call_soon(partial(dispatcher.send, kind, **event_fields(event)))
 
     # time and ends
 

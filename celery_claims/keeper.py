@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 
@@ -53,8 +54,12 @@ class Keeper:
         self.wake_heartbeat: Callable[[], None] = lambda: None
         #: Called, from any thread, when an end that waited is recorded, or refused.
         self.late_end: Callable[[Case, bool], None] = lambda _case, _lost: None
+        #: Called, from any thread, with every event of a task.
+        self.watch: Callable[[ClaimEvent], None] = lambda _event: None
+        #: How often each event happened to this worker's tasks.
+        self.counts: Counter[str] = Counter()
+        self.is_down = False
         self._by_grant: dict[str, Case] = {}
-        self._down = False
 
     # deliveries
 
@@ -270,27 +275,34 @@ class Keeper:
 
     # telling
 
+    def snapshot(self) -> tuple[list[Case], list[Case]]:
+        """The cases under a claim, and those that wait."""
+        with self.lock:
+            return self.desk.active(), self.desk.lines.waiting()
+
     def tell(self, name: str, case: Case, detail: str) -> None:
         incoming = case.incoming
-        emit(
-            ClaimEvent(
-                name,
-                detail,
-                task=incoming.delivery.task,
-                task_id=incoming.task_id,
-                queue=incoming.queue,
-                token=case.token.token if case.token else 0,
-                attempt=incoming.attempt,
-            )
+        event = ClaimEvent(
+            name,
+            detail,
+            task=incoming.delivery.task,
+            task_id=incoming.task_id,
+            queue=incoming.queue,
+            token=case.token.token if case.token else 0,
+            attempt=incoming.attempt,
         )
+        with self.lock:
+            self.counts[name] += 1
+        emit(event)
+        self.watch(event)
 
     def store_failed(self, error: StoreError) -> None:
-        if not self._down:
-            self._down = True
+        if not self.is_down:
+            self.is_down = True
             policy = "deliveries run unclaimed" if self.desk.run_when_down else "deliveries wait"
             emit(ClaimEvent("store_down", f"{policy}: {error}"))
 
     def store_answered(self) -> None:
-        if self._down:
-            self._down = False
+        if self.is_down:
+            self.is_down = False
             emit(ClaimEvent("store_up", self.store.name))

@@ -20,6 +20,7 @@ INTEGRATION = {
     "cli",
     "delivered",
     "gate",
+    "inspection",
     "options",
     "pool",
     "run",

@@ -1,0 +1,150 @@
+"""``celery claims ...`` shows what the store holds, and says what is wrong in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.bin.celery import celery
+from celery_claims import AtomicClaimManager, claimed, install, open_store
+from celery_claims.stores import Store
+from click.testing import CliRunner, Result
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'claims.db'}"
+
+
+@pytest.fixture
+def app(url: str) -> Celery:
+    app = Celery("proj", broker="memory://", set_as_current=False)
+    install(app, url=url)
+
+    @claimed
+    @app.task(name="proj.add", shared=False)
+    def add() -> None: ...
+
+    return app
+
+
+@pytest.fixture
+def store(url: str) -> Any:
+    with open_store(url) as store:
+        yield store
+
+
+@pytest.fixture
+def invoke(app: Celery) -> Invoke:
+    def invoke(*args: str) -> Result:
+        return CliRunner().invoke(celery, ["-A", app, "claims", *args])  # type: ignore[list-item]
+
+    return invoke
+
+
+@pytest.fixture
+def filled(store: Store) -> AtomicClaimManager:
+    """One long claim, one short one that may have run out, and one that is finished."""
+    manager = AtomicClaimManager(store)
+    manager.claim("celery", "live", "w1", 60_000)
+    answer = manager.claim("celery", "done", "w1", 60_000)
+    manager.release(answer.token)  # type: ignore[union-attr]
+    manager.claim("other", "gone", "w2", 1_000)
+    return manager
+
+
+def rows(result: Result) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def test_list_shows_live_claims(invoke: Invoke, filled: AtomicClaimManager) -> None:
+    shown = {row["id"]: row for row in rows(invoke("list", "--json"))}
+    assert {"live"} <= set(shown) <= {"live", "gone"}
+    assert shown["live"]["owner"] == "w1"
+    assert 0 < shown["live"]["left"] <= 60
+
+
+def test_list_all_shows_every_state(invoke: Invoke, filled: AtomicClaimManager) -> None:
+    shown = {row["id"]: row["state"] for row in rows(invoke("list", "--all", "--json"))}
+    assert set(shown) == {"live", "done", "gone"}
+    assert shown["done"] == "finished"
+
+
+def test_list_keeps_to_a_queue_and_a_limit(invoke: Invoke, filled: AtomicClaimManager) -> None:
+    assert {r["queue"] for r in rows(invoke("list", "--all", "--queue", "other", "--json"))} == {
+        "other"
+    }
+    assert len(rows(invoke("list", "--all", "--limit", "2", "--json"))) == 2
+
+
+def test_list_without_a_terminal_is_tab_separated(
+    invoke: Invoke, filled: AtomicClaimManager
+) -> None:
+    header, *lines = invoke("list").output.splitlines()
+    assert header.split("\t")[:3] == ["task", "id", "queue"]
+    assert any(line.split("\t")[1] == "live" for line in lines)
+
+
+def test_show_finds_a_task_by_its_id(invoke: Invoke, filled: AtomicClaimManager) -> None:
+    (row,) = rows(invoke("show", "done", "--json"))
+    assert (row["state"], row["outcome"], row["queue"]) == ("finished", "success", "celery")
+    (row,) = rows(invoke("show", "gone", "--queue", "other", "--json"))
+    assert row["owner"] == "w2"
+
+
+def test_show_says_where_it_looked_in_vain(invoke: Invoke) -> None:
+    result = invoke("show", "nobody")
+    assert result.exit_code == 1
+    assert "no record of task 'nobody' in queue celery" in result.output
+
+
+def test_stats_counts_records(invoke: Invoke, filled: AtomicClaimManager) -> None:
+    counts = rows(invoke("stats", "--json"))
+    assert counts["finished"] == 1
+    assert counts["live"] + counts["orphaned"] == 2
+
+
+def test_cleanup_reports_what_it_did(invoke: Invoke, filled: AtomicClaimManager) -> None:
+    result = rows(invoke("cleanup", "--json"))
+    assert result["cleaned"] == result["seen"] <= 1
+    assert "expired claims cleaned up" in invoke("cleanup").output
+
+
+def test_check_names_the_store_and_the_claimed_tasks(invoke: Invoke, url: str) -> None:
+    assert rows(invoke("check", "--json")) == {
+        "store": url,
+        "tasks": ["proj.add"],
+        "problems": [],
+    }
+
+
+def test_check_fails_if_no_task_is_claimed(url: str) -> None:
+    app = Celery("empty", broker="memory://", set_as_current=False)
+    install(app, url=url)
+    result = CliRunner().invoke(celery, ["-A", app, "claims", "check"])  # type: ignore[list-item]
+    assert result.exit_code == 1
+    assert "no task is claimed" in result.output
+
+
+def test_a_wrong_setting_is_one_line_and_no_traceback() -> None:
+    app = Celery("wrong", broker="memory://", set_as_current=False)
+    install(app)
+    app.conf.claims_leese = 3
+    result = CliRunner().invoke(celery, ["-A", app, "claims", "stats"])  # type: ignore[list-item]
+    assert result.exit_code == 1
+    assert "did you mean claims_lease?" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_an_app_without_claims_is_told_what_to_do() -> None:
+    app = Celery("bare", broker="memory://", set_as_current=False)
+    result = CliRunner().invoke(celery, ["-A", app, "claims", "list"])  # type: ignore[list-item]
+    assert result.exit_code == 1
+    assert "install(app)" in result.output
