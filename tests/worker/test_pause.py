@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from celery import Signature, uuid
+from celery import Celery, Signature, uuid
 from celery.result import AsyncResult
 
 from tests.process.nodes import ProcessWorker
-from tests.process.setup import ProcessSetup, publish_copies
+from tests.process.setup import ProcessSetup, Site, publish_copies
 from tests.process.waiting import wait_until
 
+from .apps.trap_tasks import CRASH_VARIABLE
 from .steps import (
     assert_all_acknowledged,
+    end_warm,
     freeze,
     in_pools,
     pids,
@@ -23,6 +25,7 @@ from .steps import (
     wait_finished,
     wait_for_events,
     wait_started,
+    waiting,
 )
 
 
@@ -116,3 +119,30 @@ def test_a_frozen_run_that_wakes_up_is_told(celery_setup: ProcessSetup, pool: st
     wait_for_events(case.frozen, "skipped", case.reserved.id)
     assert_only_the_other_finished(setup, case)
     assert_all_acknowledged(setup)
+
+
+@traps()
+def test_a_frozen_end_is_not_recorded(site: Site, celery_setup_app: Celery) -> None:
+    """Fenced: a worker that stops between result and record changes nothing when it wakes up."""
+    late = celery_setup_app.signature("traps.late")
+    old, new = (
+        site.start_worker(pool="threads", log_level="DEBUG", env={CRASH_VARIABLE: f"gate:{name}"})
+        for name in ("old", "new")
+    )
+    freeze(site, new)
+    result = publish_copies(celery_setup_app, late, 1)
+    site.journal.wait_for_end(result.id)
+    freeze(site, old)
+    new.resume()
+    publish_copies(celery_setup_app, late, 1, task_id=result.id)
+    wait_claimed_by(site, new, result.id)
+    site.gates.open("old")
+    old.resume()
+    wait_for_events(old, "held", result.id)
+    record = wait_claimed_by(site, new, result.id)
+    site.gates.open("new")
+    wait_for_events(old, "skipped", result.id)
+    (finished,) = wait_finished(site, result.id)
+    assert finished.token == record.token
+    end_warm(old, new)
+    assert waiting(site.broker) == 0

@@ -171,6 +171,28 @@ def test_a_killed_workers_task_is_taken_over(celery_setup: ProcessSetup, whole_g
 
 
 @traps()
+@workers(2)
+def test_a_held_copy_goes_back_when_its_worker_ends(celery_setup: ProcessSetup) -> None:
+    """Nothing lost: a copy that waits is not acknowledged, and so outlives both workers."""
+    setup = celery_setup
+    signature = setup.app.signature("traps.late", ("end",))
+    result = publish_copies(setup.app, signature, 2)
+    wait_for_events(setup.workers, "held", result.id)
+    (run,) = setup.journal.wait_for_runs(result.id)
+    killed, other = where(setup.workers, run.pid)
+    end_warm(other)
+    assert waiting(setup.broker) == 1
+    killed.container.kill_group("SIGKILL")
+    setup.journal.note_dead(run.pid)
+    setup.gates.open("end")
+    other.restart()
+    assert len(setup.journal.wait_for_end(result.id, 2)) == 2
+    assert setup.journal.max_overlap(result.id) == 1
+    wait_finished(setup.site, result.id)
+    assert_all_acknowledged(setup, other)
+
+
+@traps()
 @in_pools("threads", "solo", "gevent", count=2)
 def test_a_killed_worker_of_any_pool_is_taken_over(celery_setup: ProcessSetup, pool: str) -> None:
     """Back soon, as above."""

@@ -18,10 +18,12 @@ from celery_claims.keeper import Keeper
 from celery_claims.run import Run
 
 from tests.process.environment import FOLDER_VARIABLE
+from tests.process.waiting import wait_until
 
 from . import gates, journal
 
-#: Where the process of a run shall kill itself, once: ``before_finish`` or ``after_finish``.
+#: What a run shall do when its end is recorded: kill its process once, ``before_finish`` or
+#: ``after_finish``, or wait before it at a gate, ``gate:name``.
 CRASH_VARIABLE = "CELERY_TEST_CRASH"
 #: ``parent``: its worker dies with it.
 KILL_VARIABLE = "CELERY_TEST_KILL"
@@ -64,11 +66,9 @@ def requeued(self: Task, gate: str | None = None) -> list[int | None]:
 def strict(self: Task, gate: str) -> list[int | None]:
     """As ``late``, and asks about its claim while it waits."""
     with journal().run(self.request):
-        while not gates().is_open(gate):
-            claim = current_claim()
-            assert claim is not None
-            claim.check()
-            time.sleep(0.02)
+        claim = current_claim()
+        assert claim is not None
+        wait_until(lambda: claim.check() or gates().is_open(gate))
     return [os.getpid(), _deliveries()]
 
 
@@ -170,6 +170,8 @@ def crash_once() -> None:
     finish = Run.finish
 
     def crashing(self: Run, *args: Any, **kwargs: Any) -> bool | None:
+        if where.startswith("gate:"):
+            gates().wait(where.removeprefix("gate:"))
         if where == "before_finish":
             _die_unless_dead_before()
         recorded = finish(self, *args, **kwargs)
