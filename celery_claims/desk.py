@@ -149,13 +149,18 @@ class Desk:
 
     def due(self, now: float) -> list[Case]:
         """Cases whose time to ask again has come; while one of their task is active it is not."""
-        return [case for case in self.lines.due(now) if case.key not in self._active]
+        cases = [case for case in self.lines.due(now) if case.key not in self._active]
+        if now >= self.outage.until:
+            return cases
+        for case in cases:
+            self.lines.set_alarm(case, self.outage.until)
+        return []
 
     # the run
 
     def submitted(self, case: Case) -> bool:
         """Celery hands the body to the pool; False: it must not, for the claim is lost."""
-        if case.lost:
+        if case.lost or case.phase is not Phase.CLAIMED:
             return False
         case.phase = Phase.SUBMITTED
         return True
@@ -171,7 +176,7 @@ class Desk:
         if case.in_executor:
             case.phase = Phase.ENDED
             case.ending = ending
-            case.silent = recorded
+            case.silent = case.silent or recorded
 
     def acknowledging(self, case: Case) -> Settlement | None:
         """The message is about to be acknowledged: what to record before."""

@@ -392,9 +392,7 @@ class TestUnusableFiles:
             _, text, _ = _as_nobody(path, expected="StoreReadOnly")
             assert "writable" in text
 
-    def test_full_disk_changes_nothing(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_full_disk_changes_nothing(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(SQL, "synchronous_full", "PRAGMA max_page_count = 40")
         with SQLiteStore(f"sqlite:///{path}") as store:
             kept: list[str] = []

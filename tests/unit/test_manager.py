@@ -125,9 +125,7 @@ class TestClaims:
     def test_batches_answer_refusals(self, manager: AtomicClaimManager) -> None:
         requests = [ClaimRequest("q", f"t{n}", "o", 1000, f"g{n}", "r") for n in range(3)]
         tokens = [
-            answer.token
-            for answer in manager.claim_many(requests)
-            if isinstance(answer, Success)
+            answer.token for answer in manager.claim_many(requests) if isinstance(answer, Success)
         ]
         assert len(tokens) == 3
         assert [type(each) for each in manager.nack_many(tokens[:1])] == [Settled]
