@@ -394,14 +394,15 @@ class AtomicClaimManager:
     def list_claims(self, queue: str) -> list[ClaimToken]:
         """The claims of a queue that are held under an unexpired lease, by task id."""
         check_name("queue", queue)
-        tokens: list[ClaimToken] = []
+        # By task id: what is renewed between two pages may be shown on both.
+        tokens: dict[str, ClaimToken] = {}
         cursor: str | None = None
         while True:
             page = self.store.scan(View.LIVE, queue=queue, cursor=cursor, limit=MAX_PAGE)
-            tokens.extend(record.as_token() for record in page.records)
+            tokens.update((record.task_id, record.as_token()) for record in page.records)
             cursor = page.cursor
             if cursor is None:
-                return tokens
+                return [tokens[task_id] for task_id in sorted(tokens)]
 
 
 class _Counters:

@@ -41,6 +41,9 @@ from ..protocol import (
 
 __all__ = ["Census", "Page", "Store", "View"]
 
+#: The owner and the grant of a finished record whose store does not keep them.
+FORGOTTEN = "(finished)"
+
 #: Most records of one ``scan`` page.
 MAX_PAGE = 1000
 
@@ -51,11 +54,11 @@ FORGET_BATCH = 1000
 class View(str, Enum):
     """Which records a scan shows."""
 
-    #: claimed, under an unexpired lease; by queue and task id
+    #: claimed, under an unexpired lease
     LIVE = "live"
     #: claimed, under a lease that is over; the longest expired first
     ORPHANED = "orphaned"
-    #: every record; by queue and task id
+    #: every record
     ALL = "all"
 
 
@@ -76,12 +79,16 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """How many records there are, by what they say at ``now`` of the store's clock."""
+    """How many records there are, by what they say at ``now`` of the store's clock.
+
+    Parameters:
+        free, finished: None where the store does not count them.
+    """
 
     live: int
     orphaned: int
-    free: int
-    finished: int
+    free: int | None
+    finished: int | None
     now: int
 
 
@@ -139,6 +146,8 @@ class Store(ABC):
             StoreError.
         Atomicity: each element compares the token and sets the state in one step.
         Clock: the store's.
+        Of a finished record a store may forget the owner and the grant (``FORGOTTEN``, also in
+        ``Lost``), the end of the lease (0) and the delivery: no answer depends on them.
         A retry answers what the first call answered (after ``keep_ms`` 0: ``Lost``, for it forgot).
         """
 
@@ -162,11 +171,13 @@ class Store(ABC):
         """Read a page of records.
 
         Parameters:
-            view: which records; ORPHANED are ordered by expiry, the rest by queue and task id.
+            view: which records; ORPHANED are ordered by expiry, LIVE and ALL as the store likes.
             queue: only of this queue.
             cursor: the previous page's, None to begin. A cursor outlives changes to the records:
-                going on from it shows each record that stays in the view exactly once.
-            limit: at most this many records, 1 to ``MAX_PAGE``.
+                going on from it leaves out none that stays in the view. What does not change is
+                shown once; what changes meanwhile may be shown again, as it is then.
+            limit: at most this many records, 1 to ``MAX_PAGE``; a page may have fewer, or none,
+                though others follow.
         Returns:
             a ``Page``.
         Raises:

@@ -384,6 +384,4 @@ class DeliveryRules(Rules):
         assert isinstance(self.renew(first), Lost)
 
 
-_FINISHED = [
-    outcome for outcome in Outcome if outcome not in (Outcome.NACKED, Outcome.EXPIRED)
-]
+_FINISHED = [outcome for outcome in Outcome if outcome not in (Outcome.NACKED, Outcome.EXPIRED)]

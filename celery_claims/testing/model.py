@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from ..protocol import (
     ClaimAnswer,
     ClaimRequest,
     ClaimToken,
+    Delivery,
     Expiry,
     Lost,
     Record,
@@ -22,11 +25,18 @@ from ..protocol import (
     decide_renew,
     decide_settle,
 )
-from ..stores.base import Census, View
+from ..stores.base import FORGOTTEN, Census, View
 
-__all__ = ["Model"]
+__all__ = ["Model", "essence"]
 
 Key = tuple[str, str]
+
+
+def essence(record: Record | None) -> Record | None:
+    """What every store keeps of a record: a finished one without what it may forget."""
+    if record is None or record.state is not State.FINISHED:
+        return record
+    return replace(record, owner=FORGOTTEN, grant_id=FORGOTTEN, expires_at=0, delivery=Delivery())
 
 
 class Model:
@@ -75,10 +85,11 @@ class Model:
         key = (expiry.queue, expiry.task_id)
         self._follow(key, decide_expire(self.records.get(key), expiry, now, keep_ms), answer)
 
-    def forget(self, now: int) -> None:
+    def forget(self, now: int, keys: Iterable[Key] | None = None) -> None:
         """What a store forgets by itself."""
-        for key, record in list(self.records.items()):
-            if record.state is not State.CLAIMED and record.forget_at <= now:
+        for key in list(self.records if keys is None else keys):
+            record = self.records.get(key)
+            if record and record.state is not State.CLAIMED and record.forget_at <= now:
                 self._outdated.add((key, record.token))
                 del self.records[key]
 
@@ -94,7 +105,16 @@ class Model:
             )
         }
 
-    def census(self, now: int, queue: str | None = None) -> Census:
+    def agrees(self, census: Census, queue: str | None = None) -> bool:
+        """Whether a store counted right what it counted."""
+        expected = self._count(census.now, queue)
+        if census.free is None:
+            expected = replace(expected, free=None)
+        if census.finished is None:
+            expected = replace(expected, finished=None)
+        return census == expected
+
+    def _count(self, now: int, queue: str | None) -> Census:
         records = [record for record in self.records.values() if queue in (None, record.queue)]
         return Census(
             live=sum(record.is_live(now) for record in records),
@@ -105,7 +125,8 @@ class Model:
         )
 
     def _follow(self, key: Key, transition: Transition[Any], answer: object) -> None:
-        assert transition.answer == answer, f"expected {transition.answer}, got {answer}"
+        allowed = {transition.answer, _without_owner(self.records.get(key), transition.answer)}
+        assert answer in allowed, f"expected {transition.answer}, got {answer}"
         if not transition.changed:
             return
         if transition.record is None:
@@ -122,3 +143,10 @@ class Model:
             return token.token
         # Another key's grant may or may not share the shard: both answers are right.
         return token.token + 1 if isinstance(answer, Lost) else token.token
+
+
+def _without_owner(before: Record | None, answer: object) -> object:
+    """The answer of a store that forgot who had the finished record."""
+    if isinstance(answer, Lost) and before is not None and before.state is State.FINISHED:
+        return replace(answer, owner=FORGOTTEN)
+    return answer
