@@ -13,7 +13,7 @@ PACKAGE := pyproject.toml $(CONSTRAINTS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs clean
+.PHONY: help demo test lint format bench docs clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -33,6 +33,9 @@ lint: $(VENV)/.dev  ## Check style and types
 format: $(VENV)/.dev  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## Print what a claim costs in each embedded store, as ratios
+	$(BIN)/python benchmarks/stores.py
 
 docs: $(VENV)/.docs  ## Build the documentation; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html

@@ -101,8 +101,16 @@ def test_make_explains_itself() -> None:
         text=True,
         timeout=30,
     ).stdout
-    for target in ("help", "demo", "test", "lint", "docs"):
+    for target in ("help", "demo", "test", "lint", "bench", "docs"):
         assert re.search(rf"^  make {target} +\w", shown, re.MULTILINE), target
+
+
+def test_the_benchmark_runs() -> None:
+    """Its figures are for people; here it only must not rot."""
+    command = [sys.executable, "benchmarks/stores.py", "--pairs", "1", "--rounds", "5"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    assert len(re.findall(r"^ *\d+\.\d+  \w+: ", shown.stdout, re.MULTILINE)) == 3
 
 
 def test_the_changelog_has_a_place_for_the_next_release() -> None:
