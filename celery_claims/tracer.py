@@ -118,6 +118,9 @@ def _record(task: Task, run: Run, traced: Any) -> Any:
     """Tell the store how the run ended, before anything can reach the broker."""
     if traced.info is not None and isinstance(traced.info.retval, ClaimLost):
         return traced._replace(runtime=LostRun())
+    if traced.info is None and traced.runtime is None:
+        # Celery deduplicated it; without a runtime it would look like a killed greenlet.
+        traced = traced._replace(runtime=0.0)
     outcome = _outcome(task, traced.info)
     if outcome is None or not run.passport.keep_finished:
         # What is forgotten at once would look lost to the worker's next renewal: it does it.
