@@ -61,15 +61,17 @@ def signals(site: Site, task_id: str) -> list[str]:
     return [line["name"] + (f":{line['state']}" if line["state"] else "") for line in of_task]
 
 
-def wait_for_signals(site: Site, task_id: str, *expected: str) -> None:
+def wait_for_signals(site: Site, task_id: str, *expected: str, ordered: bool = True) -> None:
     """Wait for exactly these signals, named without ``task_``; ``received`` is left out, for
-    it is sent by another process than the others."""
+    it is sent by another process than the others, and ``ordered`` is false where others are."""
 
     def found() -> list[str]:
         names = [name.removeprefix("task_") for name in signals(site, task_id)]
-        return [name for name in names if name != "received"]
+        names = [name for name in names if name != "received"]
+        return names if ordered else sorted(names)
 
-    wait_until(lambda: found() == list(expected), what=lambda: f"{expected}, there are {found()}")
+    wanted = list(expected) if ordered else sorted(expected)
+    wait_until(lambda: found() == wanted, what=lambda: f"{expected}, there are {found()}")
 
 
 def notes(site: Site, task_id: str, fact: str) -> list[Any]:
