@@ -108,7 +108,9 @@ def test_make_explains_itself() -> None:
 def test_the_benchmark_runs() -> None:
     """Its figures are for people; here it only must not rot."""
     command = [sys.executable, "benchmarks/stores.py", "--pairs", "1", "--rounds", "5"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    shown = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert shown.returncode == 0, shown.stderr
     assert len(re.findall(r"^ *\d+\.\d+  \w+: ", shown.stdout, re.MULTILINE)) == 3
 
