@@ -146,7 +146,8 @@ class SQLiteFile:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute(SQL[f"synchronous_{self._synchronous}"])
-        version = self._version(connection)
+        # In one snapshot: the first workers of a new file start at the same time.
+        version = _transact(connection, "begin_read", lambda c: (self._version(c), False))
         connection.execute(SQL["use_wal"])
         if version == 0:
             _transact(connection, "begin_write", self._create)

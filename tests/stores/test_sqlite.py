@@ -37,7 +37,7 @@ from celery_claims.protocol import (
     State,
     Success,
 )
-from celery_claims.stores import View, open_store
+from celery_claims.stores import View, open_store, sqlite_file
 from celery_claims.stores.sqlite import SQLiteStore, _filesystem_of
 from celery_claims.stores.sqlite_file import APPLICATION_ID, SCHEMA_VERSION, SQL, split_statements
 
@@ -276,6 +276,30 @@ class TestLocks:
             assert watcher.execute("PRAGMA data_version").fetchone() == before
             assert isinstance(store.renew([Renewal(held, 90_000)])[0], Renewed)
             assert watcher.execute("PRAGMA data_version").fetchone() != before
+
+
+class TestNewFiles:
+    def test_two_workers_may_make_the_file_together(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The one that looks while the other writes does not take half of it for foreign."""
+        url = f"sqlite:///{path}"
+        other = threading.Thread(target=lambda: SQLiteStore(url, timeout=30.0).census())
+        look = sqlite_file._number
+
+        def slow_look(connection: sqlite3.Connection, name: str) -> int:
+            found = look(connection, name)
+            if other.ident is None:
+                other.start()
+                # It cannot finish before the look is over; if it could, it would by then.
+                other.join(0.5)
+            return found
+
+        monkeypatch.setattr(sqlite_file, "_number", slow_look)
+        with SQLiteStore(url, timeout=30.0) as store:
+            assert isinstance(store.claim([request()])[0], Success)
+        other.join(30)
+        assert not other.is_alive()
 
 
 class TestUnusableFiles:
