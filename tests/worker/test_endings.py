@@ -384,11 +384,6 @@ def test_a_task_whose_result_is_ignored_leaves_none(site: Site, call: Any) -> No
 # pools
 
 
-@pytest.mark.site(
-    app="tests.worker.apps.claimed",
-    conf={"imports": ["tests.worker.apps.celery_tasks"]},
-    claims=CLAIMS,
-)
 class TestOtherPools:
     """Every ending again where the body runs in the worker's own process."""
 

@@ -301,6 +301,37 @@ def loses(self: Task, gate: str) -> str:
         return "still held"
 
 
+@shared_task(bind=True, name="c.header")
+def header(self: Task, *args: Any) -> None:
+    """Tell what came in the header of the claim."""
+    with journal().run(self.request):
+        note(self, header=(self.request.headers or {}).get("celery_claims"))
+
+
+@shared_task(bind=True, name="c.nests")
+def nests(self: Task) -> None:
+    """Call another task directly and eagerly, within a claimed run."""
+    from celery_claims import current_claim
+
+    with journal().run(self.request):
+        outer = current_claim()
+        note(
+            self,
+            direct=tells_claim() is None,
+            eager=tells_claim.apply().get(disable_sync_subtasks=False) is None,
+            outer=outer is not None and current_claim() is not None,
+        )
+
+
+@shared_task(name="c.tells_claim")
+def tells_claim() -> int | None:
+    """The token of the claim that this very call has."""
+    from celery_claims import current_claim
+
+    held = current_claim()
+    return None if held is None else held.token
+
+
 class Counting(Task):
     """A base class with a ``__call__`` of its own."""
 
