@@ -1,9 +1,10 @@
-"""Kombu's folder transport, without two races of its own that would make tests flaky.
+"""Kombu's folder transport and Celery's file backend, without races that make tests flaky.
 
 A message file is visible before it is written: a consumer that looks in between reads nothing and
 raises (3 of 6000 messages, with a busy consumer). And a worker that declares an exchange while
 another one starts may read or replace a table that is not written yet. Both are met here by
-writing aside and linking, which is atomic; what is written stays the same.
+writing aside and linking, which is atomic; what is written stays the same. So is a result that is
+replaced, which would else be read half old and half new.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from celery.backends.filesystem import FilesystemBackend
 from kombu.transport.filesystem import Channel
+from kombu.utils.encoding import ensure_bytes
 from kombu.utils.json import dumps
 
 
@@ -48,7 +51,16 @@ def bind_to_existing(
     _queue_bind(channel, exchange, routing_key, pattern, queue)
 
 
+def set_at_once(backend: FilesystemBackend, key: str, value: Any) -> None:
+    """In place of ``FilesystemBackend.set``."""
+    target = Path(os.fsdecode(backend._filename(key)))
+    aside = target.with_name(f".{uuid.uuid4()}.new")
+    aside.write_bytes(ensure_bytes(value))
+    aside.rename(target)
+
+
 def make_folders_atomic() -> None:
-    """Mend the transport in this process; harmless when repeated."""
+    """Mend transport and backend in this process; harmless when repeated."""
+    FilesystemBackend.set = set_at_once
     Channel._put = put_at_once
     Channel._queue_bind = bind_to_existing
