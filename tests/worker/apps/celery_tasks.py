@@ -301,11 +301,21 @@ def loses(self: Task, gate: str) -> str:
         return "still held"
 
 
+def _tell_header(task: Task) -> None:
+    with journal().run(task.request):
+        note(task, header=(task.request.headers or {}).get("celery_claims"))
+
+
 @shared_task(bind=True, name="c.header")
-def header(self: Task, *args: Any) -> None:
+def header(self: Task) -> None:
     """Tell what came in the header of the claim."""
-    with journal().run(self.request):
-        note(self, header=(self.request.headers or {}).get("celery_claims"))
+    _tell_header(self)
+
+
+@shared_task(bind=True, name="c.unclaimed_header")
+def unclaimed_header(self: Task) -> None:
+    """As ``header``, for a pattern that leaves it out."""
+    _tell_header(self)
 
 
 @shared_task(bind=True, name="c.nests")
