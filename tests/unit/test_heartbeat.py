@@ -1,0 +1,478 @@
+"""One beat after another, without its thread but for a few tests: what is renewed, and when."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from celery_claims import heartbeat as heartbeat_module
+from celery_claims import keeper as keeper_module
+from celery_claims.case import Action, Case, Do, Incoming
+from celery_claims.events import ClaimEvent, add_hook, remove_hook
+from celery_claims.heartbeat import HURRY, Beat, Heartbeat
+from celery_claims.keeper import Keeper
+from celery_claims.protocol import Attempt, ClaimRequest, Outcome, Record, TookOver
+from celery_claims.settling import Ending
+from celery_claims.stores.memory import MemoryStore
+from celery_claims.sweep import Sweeper
+from celery_claims.testing import FakeClock
+
+from tests.unit.factories import LEASE, FlakyStore, incoming, kinds
+
+LEASE_MS = round(LEASE * 1000)
+#: Long enough to be a failure, not a wait.
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    """One clock for the store and for the worker."""
+    clock = FakeClock()
+    for module in (keeper_module, heartbeat_module):
+        monkeypatch.setattr(module, "monotonic", lambda: clock.now_us / 1e6)
+    return clock
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> FlakyStore:
+    return FlakyStore(MemoryStore(clock=clock, private=True))
+
+
+@pytest.fixture
+def keeper(store: FlakyStore) -> Keeper:
+    return Keeper("w1@host", store.store, run_when_down=False, can_stop=True)
+
+
+@pytest.fixture
+def acted() -> list[Action]:
+    return []
+
+
+Make = Callable[..., Heartbeat]
+
+
+@pytest.fixture
+def make(keeper: Keeper, store: FlakyStore, acted: list[Action]) -> Iterator[Make]:
+    made = []
+
+    def make(**given: Any) -> Heartbeat:
+        of = given.pop("store", store)
+        beating = Heartbeat(
+            given.pop("keeper", keeper),
+            of,
+            shortest_lease=given.pop("shortest_lease", LEASE),
+            sweeper=given.pop("sweeper", Sweeper(of, 7_200_000)),
+            sweep_every=given.pop("sweep_every", 10.0),
+            act=given.pop("act", acted.extend),
+        )
+        assert not given
+        made.append(beating)
+        return beating
+
+    yield make
+    for beating in made:
+        beating.stop()
+
+
+@pytest.fixture
+def heartbeat(make: Make) -> Heartbeat:
+    return make()
+
+
+@pytest.fixture
+def events() -> Iterator[list[ClaimEvent]]:
+    seen: list[ClaimEvent] = []
+    add_hook(seen.append)
+    yield seen
+    remove_hook(seen.append)
+
+
+def running(keeper: Keeper, message: Incoming | None = None) -> Case:
+    case, _ = keeper.receive(message or incoming())
+    assert kinds(keeper.ask([case])) == [Do.RUN]
+    assert keeper.submitted(case)
+    keeper.accepted(case)
+    return case
+
+
+def unrecorded(keeper: Keeper, store: FlakyStore, task_id: str = "id-1") -> Case:
+    """A run whose end the store did not take."""
+    case = running(keeper, incoming(task_id))
+    keeper.ended(case, Ending.SUCCESS, recorded=False)
+    store.fail("settle")
+    keeper.store = store
+    assert keeper.acknowledging(case) is False
+    return case
+
+
+def record(store: FlakyStore, task_id: str = "id-1") -> Record:
+    (found,) = store.store.lookup([("celery", task_id)])
+    assert found is not None
+    return found
+
+
+def take_over(store: FlakyStore, clock: FakeClock) -> None:
+    clock.advance(LEASE_MS)
+    (answer,) = store.store.claim([ClaimRequest("celery", "id-1", "w2", LEASE_MS, "g2", "id-1")])
+    assert isinstance(answer, TookOver)
+
+
+# renewing
+
+
+def test_a_beat_renews_every_lease_in_one_call(
+    heartbeat: Heartbeat, keeper: Keeper, store: FlakyStore, clock: FakeClock
+) -> None:
+    """Promise 3, and one round trip for all of them; the starts are marked with it."""
+    for number in range(3):
+        running(keeper, incoming(f"id-{number}"))
+    clock.advance(10_000)
+    assert heartbeat.run_once().renewed == 3
+    assert store.count("renew") == 1
+    for number in range(3):
+        found = record(store, f"id-{number}")
+        assert found.expires_at == clock.now_ms + LEASE_MS and found.started
+
+
+def test_nothing_to_renew_is_no_call(heartbeat: Heartbeat, store: FlakyStore) -> None:
+    assert heartbeat.run_once() == Beat(0, 0, 0)
+    assert store.count("renew") == 0
+
+
+def test_a_lease_outlives_any_number_of_beats(
+    heartbeat: Heartbeat, keeper: Keeper, store: FlakyStore, clock: FakeClock
+) -> None:
+    """Promise 3: however long the run is."""
+    running(keeper)
+    for _ in range(100):
+        clock.advance(LEASE_MS // 3)
+        heartbeat.run_once()
+        assert record(store).is_live(clock.now_ms)
+
+
+def test_many_leases_are_renewed_in_bounded_calls(
+    make: Make,
+    keeper: Keeper,
+    store: FlakyStore,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One slow call must not delay all of them."""
+    monkeypatch.setattr(heartbeat_module, "BATCH", 2)
+    for number in range(5):
+        running(keeper, incoming(f"id-{number}"))
+    clock.advance(10_000)
+    assert make().run_once().renewed == 5
+    assert [len(batch) for verb, batch in store.calls if verb == "renew"] == [2, 2, 1]
+
+
+def test_trust_runs_from_before_the_call(
+    heartbeat: Heartbeat, keeper: Keeper, store: FlakyStore, clock: FakeClock
+) -> None:
+    """A slow successful renewal does not extend trust."""
+    case = running(keeper)
+    clock.advance(10_000)
+    asked_at = clock.now_us / 1e6
+    store.before["renew"] = lambda: clock.advance(8_000)
+    heartbeat.run_once()
+    assert case.trusted_until == pytest.approx(asked_at + 0.9 * LEASE)
+
+
+def test_a_loss_stops_the_body(
+    heartbeat: Heartbeat,
+    keeper: Keeper,
+    store: FlakyStore,
+    clock: FakeClock,
+    acted: list[Action],
+) -> None:
+    """Promise 7."""
+    case = running(keeper)
+    take_over(store, clock)
+    heartbeat.run_once()
+    assert [(action.do, action.case) for action in acted] == [(Do.STOP, case)]
+    clock.advance(10_000)
+    assert heartbeat.run_once().renewed == 0
+    assert len(acted) == 1
+
+
+# the store is down
+
+
+@pytest.mark.parametrize("reply_lost", [False, True])
+def test_a_renewal_that_fails_is_tried_again_by_the_next_beat(
+    heartbeat: Heartbeat,
+    keeper: Keeper,
+    store: FlakyStore,
+    clock: FakeClock,
+    acted: list[Action],
+    events: list[ClaimEvent],
+    reply_lost: bool,
+) -> None:
+    """Two may fail before the lease is over; nothing is stopped for it."""
+    running(keeper)
+    store.fail("renew", times=2, after=reply_lost)
+    beats = []
+    for _ in range(3):
+        clock.advance(LEASE_MS // 3 - 1)
+        beats.append(heartbeat.run_once().renewed)
+    assert beats == [0, 0, 1]
+    assert acted == [] and record(store).is_live(clock.now_ms)
+    assert [event.name for event in events] == ["store_down", "store_up"]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_outage_that_outlasts_the_trust_stops_strict_bodies_only(
+    heartbeat: Heartbeat,
+    keeper: Keeper,
+    store: FlakyStore,
+    clock: FakeClock,
+    acted: list[Action],
+    strict: bool,
+) -> None:
+    """Others are stopped only if a takeover is found when the store is back."""
+    running(keeper, incoming(strict=strict))
+    store.fail("renew", times=3)
+    for _ in range(3):
+        clock.advance(LEASE_MS // 3)
+        heartbeat.run_once()
+    assert kinds(acted) == ([Do.STOP] if strict else [])
+
+
+def test_a_batch_that_fails_does_not_undo_the_one_before(
+    make: Make,
+    keeper: Keeper,
+    store: FlakyStore,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(heartbeat_module, "BATCH", 1)
+    running(keeper, incoming("id-1"))
+    running(keeper, incoming("id-2"))
+    clock.advance(10_000)
+    store.before["renew"] = lambda: store.fail("renew", times=store.count("renew") - 1)
+    heartbeat = make()
+    assert heartbeat.run_once().renewed == 1
+    expiries = [record(store, task_id).expires_at for task_id in ("id-1", "id-2")]
+    assert expiries[0] == clock.now_ms + LEASE_MS
+    assert expiries[1] == clock.now_ms - 10_000 + LEASE_MS
+
+
+# late ends
+
+
+def test_an_end_that_the_store_did_not_take_is_recorded_by_a_later_beat(
+    heartbeat: Heartbeat, keeper: Keeper, store: FlakyStore, clock: FakeClock
+) -> None:
+    """And its acknowledgement, which waited for that, may go on."""
+    told: list[tuple[Case, bool]] = []
+    keeper.late_end = lambda case, lost: told.append((case, lost))
+    case = unrecorded(keeper, store)
+    assert heartbeat.run_once().recorded == 0
+    clock.advance(1_000)
+    store.fail("settle")
+    assert heartbeat.run_once().recorded == 0 and told == []
+    clock.advance(1_000)
+    assert heartbeat.run_once().recorded == 1
+    assert told == [(case, False)]
+    assert record(store).outcome is Outcome.SUCCESS
+
+
+def test_a_late_end_under_a_lost_claim_is_refused(
+    heartbeat: Heartbeat, keeper: Keeper, store: FlakyStore, clock: FakeClock
+) -> None:
+    """Told as lost: the message is not acknowledged for it."""
+    told: list[tuple[Case, bool]] = []
+    keeper.late_end = lambda case, lost: told.append((case, lost))
+    case = unrecorded(keeper, store)
+    take_over(store, clock)
+    heartbeat.run_once()
+    assert told == [(case, True)] and not keeper.unrecorded()
+    assert record(store).owner == "w2"
+
+
+def test_late_ends_stop_at_the_first_failure(
+    heartbeat: Heartbeat, keeper: Keeper, store: FlakyStore, clock: FakeClock
+) -> None:
+    """A store that is down costs one time-out per beat, not one per end."""
+    for number in range(3):
+        unrecorded(keeper, store, f"id-{number}")
+    clock.advance(1_000)
+    before = store.count("settle")
+    store.fail("settle")
+    assert heartbeat.run_once().recorded == 0
+    assert store.count("settle") == before + 1
+    clock.advance(1_000)
+    assert heartbeat.run_once().recorded == 3
+
+
+# sweeping
+
+
+def orphan(store: FlakyStore, clock: FakeClock, task_id: str) -> None:
+    store.store.claim(
+        [ClaimRequest("celery", task_id, "dead", 1_000, f"g-{task_id}", task_id, Attempt())]
+    )
+    clock.advance(1_000)
+
+
+def test_one_worker_sweeps_at_a_time(
+    make: Make, store: FlakyStore, clock: FakeClock, events: list[ClaimEvent]
+) -> None:
+    """Promise 6 without beat: elected by the store, once per interval among all workers."""
+    one, other = make(), make()
+    orphan(store, clock, "a")
+    assert [one.run_once().cleaned, other.run_once().cleaned] == [1, 0]
+    assert [event.name for event in events] == ["swept"]
+    orphan(store, clock, "b")
+    assert [one.run_once().cleaned, other.run_once().cleaned] == [0, 0]
+    clock.advance(10_000)
+    assert [other.run_once().cleaned, one.run_once().cleaned] == [1, 0]
+
+
+@pytest.mark.parametrize("verb", ["elect", "scan", "expire"])
+def test_a_sweep_that_fails_leaves_the_beat_alone(
+    heartbeat: Heartbeat, keeper: Keeper, store: FlakyStore, clock: FakeClock, verb: str
+) -> None:
+    running(keeper)
+    clock.advance(10_000)
+    store.fail(verb)
+    assert heartbeat.run_once() == Beat(renewed=1, recorded=0, cleaned=0)
+    orphan(store, clock, "a")
+    clock.advance(20_000)
+    assert heartbeat.run_once().cleaned == 1
+
+
+# the time between beats, as the loop takes it
+
+
+@pytest.fixture
+def beats(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Heartbeat, int, int], Iterator[float]]:
+    def beats(heartbeat: Heartbeat, number: int, seed: int) -> Iterator[float]:
+        """Beat as often, with the pauses that the loop would make; the seconds since the start."""
+        monkeypatch.setattr(heartbeat_module.random, "uniform", random.Random(seed).uniform)
+        start = clock.now_us
+        for _ in range(number):
+            clock.advance(round(heartbeat._pause() * 1000))
+            heartbeat.run_once()
+            yield (clock.now_us - start) / 1e6
+
+    return beats
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_lease_is_renewed_three_times_with_jitter(
+    heartbeat: Heartbeat, beats: Callable[..., Iterator[float]], seed: int
+) -> None:
+    times = [0.0, *beats(heartbeat, 20, seed)]
+    pauses = [after - before for before, after in pairwise(times)]
+    assert max(pauses) <= LEASE / 3 + 0.001
+    assert len({round(pause, 3) for pause in pauses}) > 10
+
+
+def test_ends_that_wait_hurry_the_beat(
+    heartbeat: Heartbeat, keeper: Keeper, store: FlakyStore
+) -> None:
+    """An acknowledgement waits for it."""
+    unrecorded(keeper, store)
+    assert heartbeat._pause() <= HURRY
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_strict_body_is_stopped_before_its_lease_is_over(
+    heartbeat: Heartbeat,
+    keeper: Keeper,
+    store: FlakyStore,
+    acted: list[Action],
+    beats: Callable[..., Iterator[float]],
+    seed: int,
+) -> None:
+    """Then another worker may begin: the beat must not come after the end of the trust."""
+    running(keeper, incoming(strict=True))
+    store.fail("renew", times=1000)
+    stopped_at = next(at for at in beats(heartbeat, 100, seed) if acted)
+    assert 0.9 * LEASE <= stopped_at < LEASE
+
+
+def test_long_leases_do_not_delay_sweeps(
+    make: Make, store: FlakyStore, clock: FakeClock, beats: Callable[..., Iterator[float]]
+) -> None:
+    """Promise 6: within one cleanup interval after the lease, however long leases are."""
+    heartbeat = make(shortest_lease=3600.0)
+    orphan(store, clock, "a")
+    cleaned_at = next(
+        at for at in beats(heartbeat, 10, 1) if not record(store, "a").is_orphan(clock.now_ms)
+    )
+    assert cleaned_at <= 10.0
+
+
+# the thread
+
+
+def test_the_loop_survives_any_error(make: Make, store: FlakyStore, clock: FakeClock) -> None:
+    """Every lease of the worker hangs on the next beat, so there is one, whatever happened."""
+    store.fail("elect", error=RuntimeError("a defect"))
+    second = threading.Event()
+
+    def elected() -> None:
+        clock.advance(10)
+        if store.count("elect") > 1:
+            second.set()
+
+    store.before["elect"] = elected
+    heartbeat = make(shortest_lease=0.003, sweep_every=0.001)
+    heartbeat.start()
+    _tick_until(second, heartbeat)
+
+
+def test_the_loop_survives_an_error_of_what_it_calls(
+    keeper: Keeper, make: Make, store: FlakyStore, clock: FakeClock
+) -> None:
+    """Also of the consumer that shall stop a body."""
+    running(keeper)
+    take_over(store, clock)
+    swept = threading.Event()
+    store.before["elect"] = swept.set
+
+    def broken(actions: list[Action]) -> None:
+        raise RuntimeError("the consumer is gone")
+
+    heartbeat = make(shortest_lease=0.003, act=broken)
+    heartbeat.start()
+    _tick_until(swept, heartbeat)
+
+
+def _tick_until(happened: threading.Event, heartbeat: Heartbeat) -> None:
+    assert happened.wait(PATIENCE)
+    heartbeat.stop()
+
+
+def test_a_waiting_end_wakes_the_loop(keeper: Keeper, make: Make, store: FlakyStore) -> None:
+    """It does not wait for a third of a long lease."""
+    beat = threading.Event()
+    store.before["elect"] = beat.set
+    heartbeat = make(shortest_lease=3600.0, sweep_every=3600.0)
+    heartbeat.start()
+    keeper.wake_heartbeat()
+    _tick_until(beat, heartbeat)
+
+
+def test_starting_and_stopping_are_idempotent(make: Make, store: FlakyStore) -> None:
+    """Also never started: a worker that fails to start stops its steps all the same."""
+    never = make()
+    never.stop()
+    heartbeat = make(shortest_lease=3600.0)
+    heartbeat.start()
+    thread = heartbeat._thread
+    heartbeat.start()
+    assert heartbeat._thread is thread
+    assert thread is not None
+    heartbeat.stop()
+    heartbeat.stop()
+    assert not thread.is_alive()
+    assert store.closed == 3
