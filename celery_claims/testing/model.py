@@ -61,7 +61,12 @@ class Model:
         before = self.records.get(key)
         token = granted.token if granted else 0
         self._follow(key, decide_claim(before, request, answer.now, token), answer)
-        if granted and (before is None or before.grant_id != request.grant_id):
+        repeated = (
+            before is not None
+            and before.state is State.CLAIMED
+            and before.grant_id == request.grant_id
+        )
+        if granted and not repeated:
             assert token > self.granted.get(key, 0), "tokens of a claim must rise"
             self.granted[key] = token
             self.highest = max(self.highest, token)
