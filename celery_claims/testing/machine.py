@@ -11,6 +11,7 @@ from ..protocol import (
     ClaimRequest,
     ClaimToken,
     Exhausted,
+    Expiry,
     Outcome,
     Record,
     Renewal,
@@ -83,7 +84,8 @@ class Steps:
         expiries = [record.as_expiry() for record in page.records]
         answers = self.store.expire(expiries, keep_ms=keep_ms)
         for expiry, answer in zip(expiries, answers, strict=True):
-            self.model.expire(expiry, keep_ms, answer, page.now)
+            now = self._cleaned_at(expiry, page.now) if answer else page.now
+            self.model.expire(expiry, keep_ms, answer, now)
 
     def expire_blindly(self, token: ClaimToken, keep_ms: int) -> None:
         record = self.store.lookup([(token.queue, token.task_id)])[0]
@@ -93,8 +95,18 @@ class Steps:
         answer = self.store.expire([record.as_expiry()], keep_ms=keep_ms)[0]
         # Where a real clock passed the end of the lease meanwhile, both answers are right.
         passed = record.is_orphan(before) is not record.is_orphan(self.now())
-        now = self.now() if passed and answer else before
+        now = before
+        if answer:
+            now = self._cleaned_at(record.as_expiry(), self.now() if passed else before)
         self.model.expire(record.as_expiry(), keep_ms, answer, now)
+
+    def _cleaned_at(self, expiry: Expiry, asked_at: int) -> int:
+        """When a claim was cleaned up, by its record: the answer does not tell."""
+        record = self.store.lookup([(expiry.queue, expiry.task_id)])[0]
+        if record is None:
+            return asked_at
+        assert record.settled_at <= self.now()
+        return record.settled_at
 
     def move_clock(self, ms: int) -> None:
         self.harness.advance(ms)
