@@ -22,6 +22,7 @@ from tests.process.gates import Gates
 from tests.process.journal import Journal
 from tests.process.setup import Site, publish_copies
 from tests.process.waiting import stays, wait_until
+from tests.worker.apps import celery_tasks
 
 from .sites import (
     BOTH,
@@ -37,6 +38,9 @@ from .sites import (
 )
 
 claimed = pytest.mark.parametrize("site", ["claimed"], indirect=True)
+new_options = pytest.mark.skipif(
+    not celery_tasks.NEW_OPTIONS, reason="this Celery has one option for failures and timeouts"
+)
 
 #: Seconds
 LIMIT = 30
@@ -250,10 +254,13 @@ def test_a_hard_limit_fails_the_task_and_acknowledges_it(site: Site, call: Any, 
     runs_once(site, result)
 
 
+@pytest.mark.parametrize(
+    "name", ["c.hangs_once_unacked", pytest.param("c.hangs_once_untimed", marks=new_options)]
+)
 def test_a_hard_limit_runs_the_task_again_if_it_does_not_acknowledge_timeouts(
-    site: Site, call: Any, journal: Journal
+    site: Site, call: Any, journal: Journal, name: str
 ) -> None:
-    result = call("c.hangs_once_unacked", time_limit=1)
+    result = call(name, time_limit=1)
     journal.wait_for_end(result.id, 2)
     # A result object remembers the first final state that it sees.
     wait_until(lambda: AsyncResult(result.id).state == "SUCCESS", what="the second run's result")
@@ -290,7 +297,13 @@ def test_copies_of_a_running_task_wait_and_are_skipped(
     wait_for_signals(site, result.id, "prerun", "success", "postrun:SUCCESS")
 
 
-@pytest.mark.parametrize("name", ["tests.fail", "c.late_failure", "c.unacked_failure"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tests.fail", "c.late_failure", "c.unacked_failure"),
+        pytest.param("c.unacked_failure_only", marks=new_options),
+    ],
+)
 def test_a_failure(site: Site, call: Any, name: str) -> None:
     result = call(name)
     with pytest.raises(ValueError, match="on purpose"):

@@ -15,6 +15,7 @@ from tests.process.journal import Journal
 from tests.process.nodes import FolderBroker
 from tests.process.setup import Site
 from tests.process.waiting import wait_until
+from tests.worker.apps import celery_tasks
 
 from .sites import (
     BOTH,
@@ -183,3 +184,17 @@ def test_a_stale_copy_of_the_first_attempt_is_skipped_while_the_second_runs_and_
     wait_for_skip(site, result.id, 2 + redelivered)
     assert len(journal.runs(result.id)) == 2
     assert count_in_log(site, "taken_over", result.id) == 0
+
+
+@pytest.mark.skipif(not celery_tasks.NEW_OPTIONS, reason="this Celery has no retry_on_worker_lost")
+def test_a_retry_for_a_lost_worker_is_the_next_attempt(
+    site: Site, celery_setup_app: Celery, journal: Journal
+) -> None:
+    """The worker publishes it in the place of the child that died."""
+    result = celery_setup_app.signature("c.dies_once").apply_async()
+    assert result.get(timeout=30) == 1
+    assert_one_after_another(site, result.id, 2)
+    if is_claimed(site):
+        assert redeliver(site, result.id) == 2
+        wait_for_skip(site, result.id, 2)
+        assert len(journal.runs(result.id)) == 2

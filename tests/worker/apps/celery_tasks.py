@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 from celery import Signature, Task, chain, group, shared_task, signals, signature
@@ -27,12 +28,12 @@ SIGNALS = (
 )
 
 
-def note_signal(sender: Any = None, signal: Any = None, **facts: Any) -> None:
+def note_signal(sender: Any = None, **facts: Any) -> None:
     """Write down which signal was sent for which task and attempt, and a state if it has one."""
     request = facts.get("request") or getattr(sender, "request", None)
     journal().write(
         "signal",
-        name=signal.name,
+        name=facts["signal"].name,
         task=getattr(sender, "name", None),
         task_id=facts.get("task_id") or getattr(request, "id", None),
         attempt=[
@@ -241,6 +242,37 @@ def hangs_once(self: Task) -> str:
 )
 def hangs_once_unacked(self: Task) -> str:
     return _hang_once(self)
+
+
+# Since Celery 5.7 each has a setting of its own; an older one knows no such options.
+NEW_OPTIONS = hasattr(Task, "acks_on_timeout") and hasattr(Task, "retry_on_worker_lost")
+
+
+@shared_task(bind=True, name="c.hangs_once_untimed", acks_late=True, acks_on_timeout=False)
+def hangs_once_untimed(self: Task) -> str:
+    return _hang_once(self)
+
+
+@shared_task(bind=True, name="c.unacked_failure_only", acks_late=True, acks_on_failure=False)
+def unacked_failure_only(self: Task) -> None:
+    _fail_late(self, None)
+
+
+@shared_task(
+    bind=True,
+    name="c.dies_once",
+    acks_late=True,
+    retry_on_worker_lost=True,
+    max_retries=2,
+    default_retry_delay=0,
+)
+def dies_once(self: Task) -> int:
+    """Kill its process in the first attempt."""
+    with journal().run(self.request):
+        if self.request.retries == 0:
+            journal().note_dead(os.getpid())
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.request.retries
 
 
 @shared_task(bind=True, name="c.claim", max_retries=3)
