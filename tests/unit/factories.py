@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 from celery_claims.case import Action, Case, Do, Incoming
 from celery_claims.config import TaskOptions
 from celery_claims.desk import Desk
@@ -120,6 +121,11 @@ def held_case(desk: Desk, message: Incoming | None = None, now: float = 0.0) -> 
 
 def kinds(actions: Sequence[Action]) -> list[Do]:
     return [action.do for action in actions]
+
+
+def moment(seconds: float) -> Any:
+    """Equal to within a millisecond; clocks count in billions, where ``approx`` is generous."""
+    return pytest.approx(seconds, rel=0, abs=0.001)
 
 
 Effect = Callable[[], Any]

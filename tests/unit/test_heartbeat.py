@@ -21,7 +21,7 @@ from celery_claims.stores.memory import MemoryStore
 from celery_claims.sweep import Sweeper
 from celery_claims.testing import FakeClock
 
-from tests.unit.factories import LEASE, FlakyStore, incoming, kinds
+from tests.unit.factories import LEASE, FlakyStore, incoming, kinds, moment
 
 LEASE_MS = round(LEASE * 1000)
 #: Long enough to be a failure, not a wait.
@@ -179,7 +179,7 @@ def test_trust_runs_from_before_the_call(
     asked_at = clock.now_us / 1e6
     store.before["renew"] = lambda: clock.advance(8_000)
     heartbeat.run_once()
-    assert case.trusted_until == pytest.approx(asked_at + 0.9 * LEASE)
+    assert case.trusted_until == moment(asked_at + 0.9 * LEASE)
 
 
 def test_a_loss_stops_the_body(

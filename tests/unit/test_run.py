@@ -18,7 +18,7 @@ from celery_claims.run import Claim, Run, here
 from celery_claims.stores.memory import MemoryStore
 from celery_claims.testing import FakeClock
 
-from tests.unit.factories import LEASE, FlakyStore, incoming
+from tests.unit.factories import LEASE, FlakyStore, incoming, moment
 
 LEASE_MS = round(LEASE * 1000)
 TRUST_MS = round(0.9 * LEASE_MS)
@@ -101,7 +101,7 @@ def test_after_its_trust_it_begins_if_the_store_confirms(
     run = make()
     assert run.begin()
     assert record(store).started and record(store).is_live(clock.now_ms)
-    assert run.trusted_until == pytest.approx(clock.now_us / 1e6 + 0.9 * LEASE)
+    assert run.trusted_until == moment(clock.now_us / 1e6 + 0.9 * LEASE)
 
 
 def test_it_does_not_begin_without_the_store_when_its_trust_is_over(
@@ -137,7 +137,7 @@ def test_a_slow_confirmation_does_not_extend_trust(
     store.before["renew"] = lambda: clock.advance(5_000)
     run = make()
     assert run.begin()
-    assert run.trusted_until == pytest.approx(asked_at + 0.9 * LEASE)
+    assert run.trusted_until == moment(asked_at + 0.9 * LEASE)
 
 
 # check
