@@ -12,8 +12,13 @@ CONSTRAINTS := tests/constraints.txt
 PACKAGE := pyproject.toml $(CONSTRAINTS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
+#: Debian packages of the servers that the tests start for themselves.
+SERVERS := redis-server
+#: No server of the system's own is started by installing it.
+APT := env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs clean
+.PHONY: help demo test lint format bench docs servers clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -22,7 +27,7 @@ help:  ## Show this list
 demo: $(VENV)/.demo  ## Kill a worker in mid-task and watch another take over (under two minutes)
 	@$(BIN)/python examples/quickstart/demo.py
 
-test: lint  ## Lint, then run all tests and show the slowest
+test: lint servers  ## Lint, then run all tests and show the slowest
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(TESTS)
 
 lint: $(VENV)/.dev  ## Check style and types
@@ -40,6 +45,17 @@ bench: $(VENV)/.dev  ## Print what a claim costs in each embedded store, as rati
 docs: $(VENV)/.docs  ## Build the documentation; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+# Without apt the tests of what is missing are left out, and fail in CI.
+servers:  ## Install the servers that the tests start, where apt can
+	@command -v dpkg-query >/dev/null || exit 0; missing=; \
+	for each in $(SERVERS); do \
+	  dpkg-query -W -f '$${Status}' $$each 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$each"; \
+	done; \
+	[ -n "$$missing" ] || exit 0; \
+	sudo=; [ "$$(id -u)" -eq 0 ] || sudo=sudo; \
+	$$sudo $(APT) update -qq && \
+	$$sudo $(APT) install -y -qq --no-install-recommends $$missing >/dev/null
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) docs/_build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

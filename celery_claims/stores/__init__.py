@@ -15,7 +15,15 @@ __all__ = ["Census", "Page", "Store", "View", "open_store"]
 #: scheme -> (module:class, the extra of the package that brings its driver)
 SCHEMES: dict[str, tuple[str, str | None]] = {
     "memory": ("celery_claims.stores.memory:MemoryStore", None),
+    "postgres": ("celery_claims.stores.postgres:PostgresStore", "postgres"),
+    "postgresql": ("celery_claims.stores.postgres:PostgresStore", "postgres"),
     "sqlite": ("celery_claims.stores.sqlite:SQLiteStore", None),
+    "redis": ("celery_claims.stores.redis:RedisStore", "redis"),
+    "rediss": ("celery_claims.stores.redis:RedisStore", "redis"),
+    "redis+socket": ("celery_claims.stores.redis:RedisStore", "redis"),
+    "redis+cluster": ("celery_claims.stores.redis:RedisStore", "redis"),
+    "sentinel": ("celery_claims.stores.redis:RedisStore", "redis"),
+    "valkey": ("celery_claims.stores.redis:RedisStore", "redis"),
 }
 
 #: Third parties register ``scheme = module:Class`` in this entry-point group.

@@ -1,0 +1,300 @@
+"""How a record is written in Redis: the client's half of ``lua/record.lua``."""
+
+from __future__ import annotations
+
+import struct
+from binascii import crc32
+from functools import lru_cache
+
+from ..protocol import Attempt, ClaimRequest, ClaimToken, Delivery, Outcome, Record, State
+from .base import FORGOTTEN
+
+__all__ = [
+    "CODES",
+    "OUTCOMES",
+    "Shard",
+    "as_record",
+    "pack_identity",
+    "pack_request",
+    "pack_text",
+    "recalled",
+    "shard_of",
+    "unpack_text",
+]
+
+#: The outcome of a record by its code; 0 is a claimed one. Kept data depends on the order.
+OUTCOMES: tuple[Outcome | None, ...] = (
+    None,
+    Outcome.NACKED,
+    Outcome.EXPIRED,
+    Outcome.REJECTED,
+    Outcome.SUCCESS,
+    Outcome.FAILURE,
+    Outcome.RETRY,
+    Outcome.IGNORED,
+    Outcome.REVOKED,
+    Outcome.TIMED_OUT,
+    Outcome.WORKER_LOST,
+    Outcome.EXHAUSTED,
+)
+CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
+
+#: First bytes of a UUID and of other hexadecimal text; none of them begins UTF-8.
+_UUID, _HEX = 0xFF, 0xFE
+_UUID_LENGTH = 36
+#: Shorter hexadecimal text is not worth the looking.
+_LEAST_HEX = 12
+
+_FIVE = struct.Struct(">5q")
+_FOUR = struct.Struct(">4q")
+
+_MAX_TINY, _MAX_SHORT, _MAX_SMALL_NUMBER = 31, 255, 127
+
+
+class Shard:
+    """The records of a queue, or of one slot of it.
+
+    Parameters:
+        prefix: of every key.
+        tag: what stands in braces, for Redis Cluster keeps the keys of one tag together.
+    """
+
+    __slots__ = ("base", "fixed", "name")
+
+    def __init__(self, prefix: bytes, tag: bytes) -> None:
+        self.name = tag
+        self.base = b"%b{%b}" % (prefix, tag)
+        self.fixed = [self.base, self.base + b".c", self.base + b".e"]
+
+    def key(self, task: bytes) -> bytes:
+        return b"%b:%b" % (self.base, task)
+
+    @property
+    def queue(self) -> str:
+        escaped = self.name.partition(b"#")[0]
+        for character, escape in reversed(_ESCAPES):
+            escaped = escaped.replace(escape, character)
+        return escaped.decode("utf-8", "surrogatepass")
+
+
+#: A brace would end the tag; the number sign begins the slot; the first is undone last.
+_ESCAPES = ((b"%", b"%25"), (b"}", b"%7D"), (b"#", b"%23"))
+
+
+@lru_cache(maxsize=4096)
+def shard_of(prefix: bytes, queue: str, slot: int | None) -> Shard:
+    """The shard of a queue, or of one of its slots."""
+    tag = queue.encode("utf-8", "surrogatepass")
+    for character, escape in _ESCAPES:
+        tag = tag.replace(character, escape)
+    return Shard(prefix, tag if slot is None else b"%b#%d" % (tag, slot))
+
+
+def slot_of(task: bytes, slots: int) -> int | None:
+    """Which of the slots of its queue a task is in, None if the queue has but one."""
+    return crc32(task) % slots if slots > 1 else None
+
+
+def pack_text(text: str) -> bytes:
+    """UTF-8; a UUID or other hexadecimal text in half the bytes."""
+    if len(text) == _UUID_LENGTH and text[8] == text[13] == text[18] == text[23] == "-":
+        digits, first = text.replace("-", ""), _UUID
+    elif len(text) >= _LEAST_HEX and not len(text) % 2:
+        digits, first = text, _HEX
+    else:
+        return text.encode("utf-8", "surrogatepass")
+    try:
+        packed = bytes.fromhex(digits)
+    except ValueError:
+        return text.encode("utf-8", "surrogatepass")
+    # Capitals, blanks or other dashes would not come back as they were.
+    if packed.hex() != digits or (first == _UUID and len(digits) != _UUID_LENGTH - 4):
+        return text.encode("utf-8", "surrogatepass")
+    return b"%c%b" % (first, packed)
+
+
+def unpack_text(packed: bytes) -> str:
+    """What ``pack_text`` packed.
+
+    Raises:
+        ValueError: it did not pack this.
+    """
+    first = packed[0] if packed else 0
+    if first == _HEX:
+        return packed[1:].hex()
+    if first != _UUID:
+        return packed.decode("utf-8", "surrogatepass")
+    digits = packed[1:].hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def pack_request(request: ClaimRequest) -> list[bytes]:
+    """The arguments of a task in ``claim.lua``."""
+    nesting, retries = request.attempt
+    return [
+        *pack_identity(request),
+        _FIVE.pack(request.lease_ms, nesting, retries, request.deaths, request.max_deliveries),
+    ]
+
+
+def pack_identity(grant: ClaimRequest | ClaimToken) -> list[bytes]:
+    """Its root, its grant, and what only the client reads."""
+    delivery = grant.delivery
+    root = b"" if grant.root_id == grant.task_id else pack_text(grant.root_id)
+    rest = (
+        _known(grant.owner),
+        _known(delivery.task),
+        _length_and(pack_text(delivery.tag)),
+        _known(delivery.queue),
+        _number(delivery.priority),
+    )
+    return [root, pack_text(grant.grant_id), b"".join(rest)]
+
+
+def recalled(token: ClaimToken) -> list[bytes]:
+    """The arguments from which a script makes a record anew that the store forgot."""
+    numbers = _FOUR.pack(
+        token.attempt.nesting, token.attempt.retries, token.deaths, token.created_at
+    )
+    return [*pack_identity(token), numbers]
+
+
+def as_record(queue: str, task_id: str, packed: bytes, expires_at: int) -> Record:
+    """The record that was packed.
+
+    Parameters:
+        expires_at: of a claimed record, which does not have it itself.
+    Raises:
+        ValueError: this is not a record.
+    """
+    values = _Values(packed)
+    code, token, nesting, retries, deaths, runs, drift = values.numbers(7)
+    if not 0 <= code < len(OUTCOMES):
+        raise ValueError(f"no outcome has the code {code}")
+    root = values.text() or task_id
+    outcome, born = OUTCOMES[code], token // 1000
+    state = _STATES.get(outcome, State.FINISHED)
+    settled_at = forget_at = 0
+    owner = grant_id = FORGOTTEN
+    delivery = Delivery()
+    if state is not State.CLAIMED:
+        lag, keep = values.numbers(2)
+        settled_at, forget_at, expires_at = born + lag, born + lag + keep, 0
+    if state is State.FREE:
+        expires_at = born + values.number()
+    if state is not State.FINISHED:
+        grant_id, owner = values.text(), values.text()
+        delivery = Delivery(values.text(), values.text(), values.text(), values.priority())
+    values.end()
+    return Record(
+        queue=queue,
+        task_id=task_id,
+        owner=owner,
+        grant_id=grant_id,
+        token=token,
+        root_id=root,
+        attempt=Attempt(nesting, retries),
+        deaths=deaths,
+        claimed_at=born + drift,
+        expires_at=expires_at,
+        started=bool(runs % 2),
+        deliveries=runs // 2,
+        state=state,
+        outcome=outcome,
+        settled_at=settled_at,
+        forget_at=forget_at,
+        delivery=delivery,
+    )
+
+
+_STATES = {None: State.CLAIMED, Outcome.NACKED: State.FREE, Outcome.EXPIRED: State.FREE}
+
+
+@lru_cache(maxsize=1024)
+def _known(text: str) -> bytes:
+    """Owners and task names: few, and packed again and again."""
+    return _length_and(pack_text(text))
+
+
+def _length_and(raw: bytes) -> bytes:
+    """A string of MessagePack."""
+    length = len(raw)
+    if length <= _MAX_TINY:
+        return b"%c%b" % (0xA0 | length, raw)
+    if length <= _MAX_SHORT:
+        return b"\xd9%c%b" % (length, raw)
+    return b"\xda" + length.to_bytes(2, "big") + raw
+
+
+def _number(value: int | None) -> bytes:
+    """A number of MessagePack, or nothing."""
+    if value is None:
+        return b"\xc0"
+    if 0 <= value <= _MAX_SMALL_NUMBER:
+        return b"%c" % value
+    return b"\xd3" + value.to_bytes(8, "big", signed=True)
+
+
+#: MessagePack's first byte -> of a whole number its (bytes, signed), of a text its length's bytes
+_NUMBERS = {
+    0xCC: (1, False),
+    0xCD: (2, False),
+    0xCE: (4, False),
+    0xCF: (8, False),
+    0xD0: (1, True),
+    0xD1: (2, True),
+    0xD2: (4, True),
+    0xD3: (8, True),
+}
+_TEXTS = {0xD9: 1, 0xDA: 2, 0xDB: 4}
+_NOTHING = 0xC0
+_FIRST_TEXT, _LAST_TEXT, _FIRST_NEGATIVE = 0xA0, 0xBF, 0xE0
+
+
+class _Values:
+    """Reads a row of MessagePack values, as far as records have them."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
+        self._at = 0
+
+    def number(self) -> int:
+        first = self._take(1)[0]
+        if first <= _MAX_SMALL_NUMBER:
+            return first
+        if first >= _FIRST_NEGATIVE:
+            return first - 256
+        if first not in _NUMBERS:
+            raise ValueError(f"expected a number at byte {self._at - 1}")
+        size, signed = _NUMBERS[first]
+        return int.from_bytes(self._take(size), "big", signed=signed)
+
+    def numbers(self, count: int) -> list[int]:
+        return [self.number() for _ in range(count)]
+
+    def text(self) -> str:
+        first = self._take(1)[0]
+        if _FIRST_TEXT <= first <= _LAST_TEXT:
+            length = first - _FIRST_TEXT
+        elif first in _TEXTS:
+            length = int.from_bytes(self._take(_TEXTS[first]), "big")
+        else:
+            raise ValueError(f"expected a text at byte {self._at - 1}")
+        return unpack_text(self._take(length))
+
+    def priority(self) -> int | None:
+        if self._packed[self._at : self._at + 1] == b"%c" % _NOTHING:
+            self._at += 1
+            return None
+        return self.number()
+
+    def end(self) -> None:
+        if self._at != len(self._packed):
+            raise ValueError(f"{len(self._packed) - self._at} bytes too many")
+
+    def _take(self, size: int) -> bytes:
+        taken = self._packed[self._at : self._at + size]
+        if len(taken) != size:
+            raise ValueError("it ends too early")
+        self._at += size
+        return taken
