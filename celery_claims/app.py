@@ -31,31 +31,31 @@ def install(app: Celery, **settings: Any) -> None:
     Raises:
         ConfigurationError: naming the setting.
     """
-    read_settings(settings, prefix="")
+    read_settings(settings, prefix="", whole=False)
     claims = claims_of(app)
     if claims is not None:
         claims.given.update(settings)
-        claims.__dict__.pop("settings", None)
+        claims.reconsider()
         return
     setattr(app, ATTRIBUTE, Claims(app, settings))
     app.fixups.add(FIXUP)
     app.steps["worker"].add(ClaimsWorkerStep)
     app.steps["consumer"].add(ClaimsConsumerStep)
-    app.task(name=CLEANUP_TASK, ignore_result=True, shared=False, typing=False)(cleanup)
+    app.task(name=CLEANUP_TASK, ignore_result=True, shared=False, typing=False, bind=True)(cleanup)
     # The loader sends this before a worker or beat reads the schedule, and after the app's modules
     # are imported: a schedule that they set is there by then, and is added to.
-    signals.import_modules.connect(_add_to_schedule, sender=app, dispatch_uid=(HEADER, id(app)))
+    signals.import_modules.connect(_when_imported, sender=app, dispatch_uid=(HEADER, id(app)))
     signals.worker_process_init.connect(_in_child, dispatch_uid=HEADER)
     signals.before_task_publish.connect(_send_onward, dispatch_uid=HEADER)
 
 
-def cleanup() -> int:
+def cleanup(task: Any) -> int:
     """Clean expired claims up; the beat task.
 
     Returns:
         how many were cleaned up.
     """
-    claims = installed(actual(current_app))
+    claims = installed(task.app)
     # Takes the workers' turn, so that they do not sweep just after.
     claims.store.elect(DUTY, round(claims.settings.cleanup_every * 1000))
     sweep = claims.sweeper(claims.store).run_once()
@@ -64,7 +64,19 @@ def cleanup() -> int:
     return sweep.cleaned
 
 
-def _add_to_schedule(sender: Celery, **_: Any) -> None:
+def _when_imported(sender: Celery, **_: Any) -> None:
+    """Before the modules of ``include`` are imported; the hook of the loader comes after them."""
+    loader = sender.loader
+    hook = loader.on_worker_init
+
+    def on_worker_init() -> None:
+        hook()
+        _add_to_schedule(sender)
+
+    loader.on_worker_init = on_worker_init
+
+
+def _add_to_schedule(sender: Celery) -> None:
     claims = claims_of(sender)
     if claims is None or CLEANUP_TASK in sender.conf.beat_schedule:
         return

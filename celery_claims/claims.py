@@ -53,6 +53,11 @@ class Claims:
         )
         return self.keeper
 
+    def reconsider(self) -> None:
+        """The settings have changed: nothing that was made of them is kept."""
+        for name in ("settings", "url", "store"):
+            self.__dict__.pop(name, None)
+
     @cached_property
     def settings(self) -> Settings:
         """Read when a worker, beat or a command needs them: the app is configured by then.

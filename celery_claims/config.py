@@ -125,7 +125,9 @@ class Settings:
         return options.keep_finished or KEEP_FINISHED
 
 
-def read_settings(mapping: Mapping[str, Any], prefix: str = PREFIX) -> Settings:
+def read_settings(
+    mapping: Mapping[str, Any], prefix: str = PREFIX, *, whole: bool = True
+) -> Settings:
     """Settings from those keys of a mapping that carry the prefix, in any case.
 
     Parameters:
@@ -148,6 +150,8 @@ def read_settings(mapping: Mapping[str, Any], prefix: str = PREFIX) -> Settings:
         given["tasks"] = _patterns(given["tasks"], prefix)
     settings = Settings(**given)
     _check(settings, prefix)
+    if whole:
+        _check_timeout(settings, settings.lease, f"{prefix}store_timeout")
     return settings
 
 
@@ -216,7 +220,6 @@ def _check(settings: Settings, prefix: str) -> None:
         raise ConfigurationError(
             f"{prefix}on_store_down", f"expected 'wait' or 'run', got {settings.on_store_down!r}"
         )
-    _check_timeout(settings, settings.lease, f"{prefix}store_timeout")
 
 
 def _check_timeout(settings: Settings, lease: float, name: str) -> None:

@@ -204,6 +204,13 @@ class Desk:
         case.unrecorded = None
         self._deactivate(case, now)
 
+    def refused(self, case: Case, now: float) -> None:
+        """The store refused the end, for somebody else was granted it since."""
+        case.lost = True
+        case.unrecorded = None
+        if not case.in_executor:
+            self._deactivate(case, now)
+
     def unrecorded(self, case: Case, settlement: Settlement, now: float) -> None:
         """The store did not take the end; it is told again."""
         case.unrecorded = settlement
@@ -267,6 +274,17 @@ class Desk:
             if case.incoming.options.strict and now >= case.trusted_until and case.in_executor
             for action in self._lose(case)
         ]
+
+    def strict_until(self) -> float | None:
+        """When the first of the strict bodies must stop, unless it is renewed before."""
+        ends = (
+            case.trusted_until
+            for case in self._active.values()
+            if case.incoming.options.strict
+            and case.in_executor
+            and not (case.lost or case.hung or case.silent)
+        )
+        return min(ends, default=None)
 
     def shortest_lease(self) -> float | None:
         """Of the cases that are renewed, in seconds."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import InvalidArgument
-from .protocol import Attempt, ClaimToken, check_name
+from .protocol import MAX_TOKEN, Attempt, ClaimToken, check_name
 
 __all__ = ["HEADER", "Identity", "Passport", "first_queue", "read_identity"]
 
@@ -52,7 +52,7 @@ def read_identity(headers: Mapping[str, Any], fields: Mapping[str, Any]) -> Iden
 def _number(field: str, value: object) -> int:
     if value is None:
         return 0
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_TOKEN:
         raise InvalidArgument(field, f"expected a count, got {value!r}")
     return value
 
@@ -62,7 +62,7 @@ def _deaths(x_death: object) -> int:
     if not isinstance(x_death, (list, tuple)):
         return 0
     counts = (death.get("count") for death in x_death if isinstance(death, Mapping))
-    return sum(count for count in counts if isinstance(count, int) and count > 0)
+    return min(sum(n for n in counts if isinstance(n, int) and n > 0), MAX_TOKEN)
 
 
 def first_queue(headers: Mapping[str, Any], default: str) -> str:

@@ -30,6 +30,8 @@ logger = logging.getLogger("celery_claims")
 BATCH = 500
 #: Seconds between tries while an end waits to be recorded.
 HURRY = 1.0
+#: Shortest pause, in seconds.
+SHORTEST = 0.05
 #: Seconds to wait at the end for a beat that is under way.
 PATIENCE = 5.0
 
@@ -106,7 +108,13 @@ class Heartbeat:
     def _pause(self) -> float:
         # Jitter, so that workers that were started together do not beat together.
         pause = self._interval * random.uniform(0.8, 1.0)  # noqa: S311 - no secret
-        return min(pause, HURRY) if self._keeper.unrecorded() else pause
+        pause = min(pause, self._sweep_every)
+        if self._keeper.unrecorded():
+            pause = min(pause, HURRY)
+        strict_until = self._keeper.strict_until()
+        if strict_until is not None:
+            pause = min(pause, max(strict_until - monotonic(), SHORTEST))
+        return pause
 
     def run_once(self) -> Beat:
         """One beat."""

@@ -193,8 +193,10 @@ class Keeper:
             return False
         self.store_answered()
         if isinstance(answer, Lost):
+            self._by_grant.pop(case.grant_id, None)
             with self.lock:
-                case.lost = True
+                self.desk.refused(case, monotonic())
+            self.ring()
             self.tell("lost", case, "somebody else was granted it before its end was recorded")
             return None
         self._recorded(case, settlement)
@@ -225,6 +227,10 @@ class Keeper:
         with self.lock:
             return self.desk.unrenewed(monotonic())
 
+    def strict_until(self) -> float | None:
+        with self.lock:
+            return self.desk.strict_until()
+
     def to_record(self) -> list[tuple[Case, Settlement]]:
         with self.lock:
             return self.desk.to_record(monotonic())
@@ -237,9 +243,10 @@ class Keeper:
     def record_late(self, case: Case, settlement: Settlement, *, lost: bool) -> None:
         """The store has at last answered to an end that it had not taken."""
         if lost:
+            self._by_grant.pop(case.grant_id, None)
             with self.lock:
-                case.lost = True
-                case.unrecorded = None
+                self.desk.refused(case, monotonic())
+            self.ring()
         else:
             self._recorded(case, settlement)
         self.late_end(case, lost)
@@ -270,6 +277,9 @@ class Keeper:
         except StoreError as error:
             # Nothing is lost: the leases run out and the tasks are taken over then.
             self.store_failed(error)
+            for case, _ in settlements:
+                self._recorded(case)
+            return
         for case, settlement in settlements:
             self._recorded(case, settlement)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
@@ -84,7 +85,7 @@ def options_of(task: Task, settings: Settings) -> TaskOptions | None:
 def _declared(task: Task) -> TaskOptions | None:
     found = getattr(task, ATTRIBUTE, None)
     if found is None:
-        found = getattr(task.run, ATTRIBUTE, None)
+        found = getattr(_function(task), ATTRIBUTE, None)
     return found if isinstance(found, TaskOptions) else None
 
 
@@ -92,4 +93,12 @@ def _settle_proxies() -> None:
     """Give the options to the tasks, which exist by now."""
     while _unmade:
         proxy, options = _unmade.pop()
-        setattr(actual(proxy), ATTRIBUTE, options)
+        task = actual(proxy)
+        # A shared task is one of several apps: what they have in common is the function.
+        shared = type(proxy) is Proxy
+        setattr(_function(task) if shared else task, ATTRIBUTE, options)
+
+
+def _function(task: Task) -> Any:
+    body = inspect.unwrap(task.run)
+    return getattr(body, "__func__", body)

@@ -68,7 +68,8 @@ class Run:
 
     @property
     def lost(self) -> bool:
-        return self._lost or (self._case is not None and self._case.lost)
+        case = self._case
+        return self._lost or (case is not None and (case.lost or case.hung))
 
     @property
     def trusted_until(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from .protocol import Record
 from .stores import Store, View
 
 __all__ = ["DUTY", "Sweep", "Sweeper"]
+
+logger = logging.getLogger("celery_claims")
 
 #: The name under which sweepers take turns in the store.
 DUTY = "sweep"
@@ -62,8 +65,17 @@ class Sweeper:
         return Sweep(seen, cleaned)
 
     def _clean(self, records: tuple[Record, ...]) -> int:
-        if self._give_back is not None:
-            for record in records:
-                self._give_back(record)
-        expiries = [record.as_expiry() for record in records]
+        expiries = [record.as_expiry() for record in records if self._is_back(record)]
         return sum(self._store.expire(expiries, keep_ms=self._keep_ms))
+
+    def _is_back(self, record: Record) -> bool:
+        if self._give_back is None:
+            return True
+        try:
+            self._give_back(record)
+        except Exception:
+            logger.exception(
+                "cannot give %s back to the broker; the next sweep tries", record.task_id
+            )
+            return False
+        return True
