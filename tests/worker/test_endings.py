@@ -188,7 +188,8 @@ def test_a_terminated_task_is_revoked_and_does_not_run_again(
     result = call(name, {"gate": "never"})
     (run,) = journal.wait_for_runs(result.id)
     revoke(site, celery_setup_app, result.id, terminate=True, signal="SIGKILL")
-    with pytest.raises(TaskRevokedError, match="terminated"):
+    # Or "revoked", by the other worker, which marks whatever is not its own and has no result yet.
+    with pytest.raises(TaskRevokedError):
         result.get(timeout=LIMIT)
     journal.note_dead(run.pid)
     wait_for_signals(site, result.id, "prerun", "revoked")
