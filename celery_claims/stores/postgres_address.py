@@ -1,0 +1,129 @@
+"""A PostgreSQL URL: what is ours in it, and what is libpq's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from ..errors import ConfigurationError
+
+__all__ = ["Address", "parse_address"]
+
+DEFAULT_SCHEMA = "celery_claims"
+
+#: Connections of one process at most: a call holds one for the time of its round trip.
+DEFAULT_POOL_SIZE = 8
+
+#: Unquoted, these names mean the same as quoted.
+_IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]*")
+
+#: PostgreSQL cuts longer names off silently. Our longest own name has 17 characters.
+_LONGEST_NAME, _LONGEST_PREFIX = 63, 40
+
+_OWN_OPTIONS = ("schema", "prefix", "auto_create", "pool_size")
+_SECRETS = ("password", "sslpassword")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the claims are.
+
+    Parameters:
+        name: the URL without passwords.
+        connection: libpq's parameters.
+        schema: the schema of the tables.
+        prefix: what the names of tables and functions begin with.
+        auto_create: make or migrate the schema when it is first used.
+        pool_size: connections of one process at most, a count.
+    """
+
+    name: str
+    connection: dict[str, Any]
+    schema: str
+    prefix: str
+    auto_create: bool
+    pool_size: int
+
+
+def parse_address(url: str) -> Address:
+    """Read ``postgresql://user:password@host:port/database?schema=...``.
+
+    Raises:
+        ConfigurationError: naming ``claims_url``.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("postgresql", "postgres") or parts.fragment:
+        raise ConfigurationError(
+            "claims_url", f"expected postgresql://user@host/database, got {_redact(url)!r}"
+        )
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    own = {key: value for key, value in query if key in _OWN_OPTIONS}
+    others = [(key, value) for key, value in query if key not in _OWN_OPTIONS]
+    try:
+        connection = conninfo_to_dict(urlunsplit(parts._replace(query=urlencode(others))))
+    except psycopg.Error as error:
+        # Without a cause: libpq quotes the URL, password and all.
+        problem = str(error).replace(url, "").strip()
+        if parts.password:
+            problem = problem.replace(parts.password, "***")
+        raise ConfigurationError(
+            "claims_url",
+            f"{_redact(url)!r} is not a PostgreSQL URL ({problem}); ours are: "
+            + ", ".join(_OWN_OPTIONS),
+        ) from None
+    return Address(
+        name=_redact(url),
+        connection=connection,
+        schema=_identifier("schema", own.get("schema", DEFAULT_SCHEMA), _LONGEST_NAME),
+        prefix=_prefix(own.get("prefix", "")),
+        auto_create=_flag("auto_create", own.get("auto_create", "true")),
+        pool_size=_count("pool_size", own.get("pool_size", str(DEFAULT_POOL_SIZE))),
+    )
+
+
+def _redact(url: str) -> str:
+    parts = urlsplit(url)
+    account, at, host = parts.netloc.rpartition("@")
+    user, colon, _ = account.partition(":")
+    query = parts.query
+    if any(secret in query for secret in _SECRETS):
+        query = urlencode(
+            [
+                (key, "***" if key in _SECRETS else value)
+                for key, value in parse_qsl(query, keep_blank_values=True)
+            ],
+            safe="*/",
+        )
+    netloc = f"{user}{colon and ':***'}{at}{host}"
+    return urlunsplit(parts._replace(netloc=netloc, query=query))
+
+
+def _prefix(value: str) -> str:
+    return value and _identifier("prefix", value, _LONGEST_PREFIX)
+
+
+def _identifier(option: str, value: str, longest: int) -> str:
+    if not _IDENTIFIER.fullmatch(value) or len(value) > longest or value.startswith("pg_"):
+        raise ConfigurationError(
+            "claims_url",
+            f"{option} must be small letters, digits and _, at most {longest}, and begin with a "
+            f"letter or _ but not with pg_; got {value!r}",
+        )
+    return value
+
+
+def _flag(option: str, value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ConfigurationError("claims_url", f"{option} must be true or false, got {value!r}")
+    return value == "true"
+
+
+def _count(option: str, value: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", value):
+        raise ConfigurationError("claims_url", f"{option} must be from 1 to 9999, got {value!r}")
+    return int(value)
