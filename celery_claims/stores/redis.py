@@ -253,25 +253,22 @@ class RedisStore(Store):
         rows: list[Any] = [None] * count
         if not groups:
             return rows
-        if writes:
-            self._register(group.shard for group in groups if self._is_due(group.shard))
+        due = [group.shard for group in groups if self._is_due(group.shard)] if writes else []
+        self._register(due)
         calls = [Call(script, group.keys, group.arguments) for group in groups]
         for group, reply in zip(groups, self._link.run(calls, writes=writes), strict=True):
             group.spread(rows, reply, width)
-            if writes and reply[1] and not self._is_new(group.shard):
+            if writes and reply[1] and group.shard not in due:
                 self._register([group.shard])
         return rows
 
     def _is_due(self, shard: Shard) -> bool:
         return monotonic() - self._registered.get(shard.name, -math.inf) >= REGISTER_EVERY
 
-    def _is_new(self, shard: Shard) -> bool:
-        """Written down so lately that the server that lost the shard has not lost this."""
-        return monotonic() - self._registered.get(shard.name, -math.inf) < 1.0
-
-    def _register(self, shards: Iterable[Shard]) -> None:
-        names = [shard.name for shard in shards]
-        if names:
+    def _register(self, shards: Sequence[Shard]) -> None:
+        """Write shards down for scans, before anything is claimed in them."""
+        if shards:
+            names = [shard.name for shard in shards]
             self._link.ask("SADD", self._registry, *names)
             self._registered.update(dict.fromkeys(names, monotonic()))
 

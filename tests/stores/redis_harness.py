@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import itertools
+from typing import Any
 
 from celery_claims.stores import Store
 from celery_claims.stores.redis import RedisStore
@@ -27,11 +28,12 @@ class RedisHarness(Harness):
     """The server's own clock, with an offset that ``advance`` moves.
 
     Parameters:
+        server: what has a URL; the shared one if None.
         options: more arguments of the store.
     """
 
-    def __init__(self, **options: object) -> None:
-        self.server = shared_server()
+    def __init__(self, server: Any = None, **options: object) -> None:
+        self.server = server or shared_server()
         self.prefix = f"test-{next(_numbers)}:"
         self._options = options
         self._offset = 0

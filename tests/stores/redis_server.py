@@ -220,7 +220,15 @@ class RedisCluster:
         return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
 
     def masters(self) -> list[RedisServer]:
-        return [node for node in self.nodes if node.ask("ROLE")[0] in (b"master", "master")]
+        return [node for node in self.nodes if _text(node.ask("ROLE")[0]) == "master"]
+
+    def holder(self, slot: int) -> RedisServer:
+        """The master that has the keys of a slot."""
+        holders = [
+            node for node in self.masters() if node.ask("CLUSTER", "COUNTKEYSINSLOT", slot) > 0
+        ]
+        assert len(holders) == 1, holders
+        return holders[0]
 
     def stop(self) -> None:
         for node in self.nodes:
@@ -233,12 +241,10 @@ class RedisCluster:
         self.stop()
 
     def _is_whole(self) -> bool:
-        for node in self.nodes:
-            with node.client() as client:
-                info = _text(client.execute_command("CLUSTER INFO"))
-                if "cluster_state:ok" not in info:
-                    return False
-        return True
+        if any("state:ok" not in _text(node.ask("CLUSTER", "INFO")) for node in self.nodes):
+            return False
+        # Each master answers with its replicas last.
+        return [len(node.ask("ROLE")[2]) for node in self.masters()] == [1, 1, 1]
 
 
 @contextlib.contextmanager
