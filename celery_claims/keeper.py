@@ -168,6 +168,13 @@ class Keeper:
             settlement = self.desk.hung_settlement(case)
         self._settle(case, settlement)
 
+    def found_lost(self, case: Case) -> None:
+        """The body's own process learned that the claim is gone; the heartbeat may know already."""
+        with self.lock:
+            known, case.lost = case.lost, True
+        if not known:
+            self.tell("lost", case, "its body found the claim gone")
+
     def returned(self, case: Case) -> list[Action]:
         """The body is over and the message is still ours: back to the gate."""
         self._by_grant.pop(case.grant_id, None)

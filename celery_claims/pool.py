@@ -98,7 +98,8 @@ class Watch:
             self._end(Ending.TERMINATED, False, task_ready, self._request)
             return
         if isinstance(runtime, (LostRun, NotRun)):
-            self._come_back(started=isinstance(runtime, LostRun))
+            lost = isinstance(runtime, LostRun)
+            self._come_back(started=lost, lost=lost)
             return
         ending = self._ending(value) if failed else Ending.SUCCESS
         plain = (failed, value, None if runtime is None else float(runtime))
@@ -151,9 +152,11 @@ class Watch:
             else:
                 self._gate.over(case)
 
-    def _come_back(self, *, started: bool) -> None:
+    def _come_back(self, *, started: bool, lost: bool = False) -> None:
         if self._case.grant_id != self._grant_id:
             return
+        if lost:
+            self._keeper.found_lost(self._case)
         if self._case.hung and not self._case.lost:
             self._keeper.stopped_hung(self._case)
         self._gate.come_back(self._case, started=started)
