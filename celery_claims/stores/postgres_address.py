@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -61,11 +61,15 @@ def parse_address(url: str) -> Address:
         raise ConfigurationError(
             "claims_url", f"expected postgresql://user@host/database, got {_redact(url)!r}"
         )
-    query = parse_qsl(parts.query, keep_blank_values=True)
-    own = {key: value for key, value in query if key in _OWN_OPTIONS}
-    others = [(key, value) for key, value in query if key not in _OWN_OPTIONS]
+    own = {
+        key: value
+        for key, value in parse_qsl(parts.query, keep_blank_values=True)
+        if key in _OWN_OPTIONS
+    }
+    # Piece by piece as they are: libpq does not take a + for a space.
+    others = [piece for piece in parts.query.split("&") if _key(piece) not in _OWN_OPTIONS]
     try:
-        connection = conninfo_to_dict(urlunsplit(parts._replace(query=urlencode(others))))
+        connection = conninfo_to_dict(urlunsplit(parts._replace(query="&".join(others))))
     except psycopg.Error as error:
         # Without a cause: libpq quotes the URL, password and all.
         problem = str(error).replace(url, "").strip()
@@ -90,17 +94,16 @@ def _redact(url: str) -> str:
     parts = urlsplit(url)
     account, at, host = parts.netloc.rpartition("@")
     user, colon, _ = account.partition(":")
-    query = parts.query
-    if any(secret in query for secret in _SECRETS):
-        query = urlencode(
-            [
-                (key, "***" if key in _SECRETS else value)
-                for key, value in parse_qsl(query, keep_blank_values=True)
-            ],
-            safe="*/",
-        )
+    query = "&".join(
+        f"{_key(piece)}=***" if _key(piece) in _SECRETS else piece
+        for piece in parts.query.split("&")
+    )
     netloc = f"{user}{colon and ':***'}{at}{host}"
     return urlunsplit(parts._replace(netloc=netloc, query=query))
+
+
+def _key(piece: str) -> str:
+    return unquote(piece.partition("=")[0])
 
 
 def _prefix(value: str) -> str:

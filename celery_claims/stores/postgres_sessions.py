@@ -47,6 +47,9 @@ _MEANINGS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
     (("21", "22", "23"), StoreCorrupt, "a record cannot be read or kept: who else writes it?"),
 )
 
+#: SQLSTATEs of a schema that was dropped under the store: look at it again with the next call.
+_GONE = ("3F000", "42P01", "42883")
+
 
 class OutOfTime(psycopg.OperationalError):
     """The server did not answer in time."""
@@ -166,6 +169,8 @@ class Sessions:
             session.prepare_threshold = PREPARE_AFTER if self._is_direct else None
             yield session
         except psycopg.Error as error:
+            if error.sqlstate in _GONE:
+                self._is_prepared = False
             raise explain(self._address.name, error) from error
         finally:
             if session is not None:

@@ -23,7 +23,7 @@ import psycopg
 
 from tests.process.waiting import wait_until
 
-__all__ = ["PgBouncer", "PostgresServer", "shared_server"]
+__all__ = ["PgBouncer", "PostgresServer", "a_server", "shared_server"]
 
 USER, DATABASE = "claims", "postgres"
 
@@ -60,7 +60,8 @@ class PostgresServer:
             "--encoding", "UTF8", "--locale", "C", "--no-sync",
         )  # fmt: skip
         lines = {**SETTINGS, "port": str(self.port), **settings}
-        with (self._data / "postgresql.conf").open("a") as conf:
+        self._conf = self._data / "postgresql.conf"
+        with self._conf.open("a") as conf:
             conf.writelines(f"{name} = {value}\n" for name, value in lines.items())
         try:
             self.start()
@@ -94,9 +95,16 @@ class PostgresServer:
             self._process.wait(timeout=60)
             self._process = None
 
-    def signal_backend(self, pid: int, number: signal.Signals) -> None:
-        """To one session, as the operating system would."""
-        os.kill(pid, number)
+    def become_standby(self) -> None:
+        """Start again as one that follows no primary: it only reads."""
+        (self._data / "standby.signal").touch()
+        with self._conf.open("a") as conf:
+            conf.write("restore_command = 'false'\n")
+        self.start()
+
+    def promote(self) -> None:
+        """Let a standby take writes again."""
+        self.execute("SELECT pg_promote()")
 
     def close(self) -> None:
         if self._process is not None:

@@ -55,7 +55,6 @@ WORLD = {
 #: Third-party packages, and who may import each.
 DRIVERS = {
     "psycopg": {"stores.postgres"},
-    "psycopg_pool": {"stores.postgres"},
     "redis": {"stores.redis"},
     "valkey": {"stores.redis"},
     "sqlite3": {"stores.sqlite"},
