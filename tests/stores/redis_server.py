@@ -85,6 +85,11 @@ class RedisServer:
 
     def start(self, password: str | None = None) -> RedisServer:
         """Start it and wait until it answers."""
+        with stopped_if_it_fails(self):
+            self._start(password)
+        return self
+
+    def _start(self, password: str | None) -> None:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 ["redis-server", str(self._config), *self._mode, *self._arguments],
@@ -94,7 +99,6 @@ class RedisServer:
             )
         with self.client(password=password) as client:
             wait_until(lambda: self._answers(client), START, what=self._tell)
-        return self
 
     def client(self, **options: Any) -> Any:
         """A plain client, for what tests do behind the store's back."""
@@ -140,25 +144,32 @@ class RedisServer:
         return self.log.read_text(errors="replace")[-4000:]
 
 
+@contextlib.contextmanager
+def stopped_if_it_fails(servers: Any) -> Iterator[None]:
+    """No process is left over by a constructor that raises."""
+    try:
+        yield
+    except BaseException:
+        servers.stop()
+        raise
+
+
 class Replicated:
     """A master with a replica, and three sentinels that watch them where they are wanted."""
 
     def __init__(self, *, sentinels: int = 0) -> None:
-        self.master = RedisServer().start()
-        self.replica = RedisServer("--replicaof", "127.0.0.1", str(self.master.port)).start()
-        self.sentinels = [
-            RedisServer(
-                sentinel=True,
-                config=(
-                    f"sentinel monitor claims 127.0.0.1 {self.master.port} 2\n"
-                    "sentinel down-after-milliseconds claims 500\n"
-                    "sentinel failover-timeout claims 3000\n"
-                ),
-            ).start()
-            for _ in range(sentinels)
-        ]
-        wait_until(self._follows, START, what="the replica follows its master")
-        if self.sentinels:
+        self.master = RedisServer()
+        self.replica = RedisServer("--replicaof", "127.0.0.1", str(self.master.port))
+        watching = (
+            f"sentinel monitor claims 127.0.0.1 {self.master.port} 2\n"
+            "sentinel down-after-milliseconds claims 500\n"
+            "sentinel failover-timeout claims 3000\n"
+        )
+        self.sentinels = [RedisServer(config=watching, sentinel=True) for _ in range(sentinels)]
+        with stopped_if_it_fails(self):
+            for server in (self.master, self.replica, *self.sentinels):
+                server.start()
+            wait_until(self._follows, START, what="the replica follows its master")
             wait_until(self._is_watched, START, what="the sentinels know each other")
 
     @property
@@ -197,23 +208,22 @@ class RedisCluster:
 
     def __init__(self) -> None:
         arguments = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
-        self.nodes = [RedisServer(*arguments).start() for _ in range(6)]
+        self.nodes = [RedisServer(*arguments) for _ in range(6)]
+        with stopped_if_it_fails(self):
+            for node in self.nodes:
+                node.start()
+            self._create()
+            wait_until(self._is_whole, START, what="the cluster covers all slots")
+
+    def _create(self) -> None:
         places = [f"127.0.0.1:{node.port}" for node in self.nodes]
+        options = ["--cluster-replicas", "1", "--cluster-yes"]
         subprocess.run(
-            [
-                "redis-cli",
-                "--cluster",
-                "create",
-                *places,
-                "--cluster-replicas",
-                "1",
-                "--cluster-yes",
-            ],
+            ["redis-cli", "--cluster", "create", *places, *options],
             check=True,
             capture_output=True,
             timeout=2 * START,
         )
-        wait_until(self._is_whole, START, what="the cluster covers all slots")
 
     @property
     def url(self) -> str:

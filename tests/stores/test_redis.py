@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -450,6 +452,29 @@ class TestTogether:
             for thread in threads:
                 thread.join()
         assert failed == []
+
+    def test_greenlets(self, server: RedisServer) -> None:
+        """A hundred greenlets of one patched process wait for their answers side by side."""
+        program = f"""
+from gevent import monkey
+monkey.patch_all()
+from gevent.pool import Pool
+from celery_claims.protocol import ClaimRequest, Outcome, Settlement, Success
+from celery_claims.stores.redis import RedisStore
+store = RedisStore("{server.url}", timeout=30.0, prefix="green:")
+def work(number):
+    name = str(number)
+    answer = store.claim([ClaimRequest("q", name, "owner", 30_000, name, "root")])[0]
+    assert isinstance(answer, Success), answer
+    store.settle([Settlement(answer.token, Outcome.SUCCESS, 1000)])
+    return number
+assert sorted(Pool(100).map(work, range(500))) == list(range(500))
+print("done")
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.stdout == "done\n", done.stderr
 
 
 class TestLimits:

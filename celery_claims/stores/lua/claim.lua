@@ -21,7 +21,7 @@ local function grant(key, task, record, wanted, deliveries, code, old)
   wanted.token, wanted.deliveries, wanted.started = token, deliveries, false
   wanted.drift, wanted.expires_at = now - math.floor(token / 1000), expires_at
   raise_high_water(token)
-  keep_claimed(key, task, wanted)
+  keep_claimed(key, task, wanted, record)
   if exhausted then code, old = EXHAUSTED, '' end
   answer(code, token, expires_at, deliveries, old)
 end

@@ -120,10 +120,11 @@ local function raise_high_water(token)
   end
 end
 
-local function keep_claimed(key, task, record)
+-- Keep a claimed record in the place of `before`, if there was one.
+local function keep_claimed(key, task, record, before)
   redis.call('HSET', CLAIMED, task, head(record, 0) .. cmsgpack.pack(record.grant) .. record.rest)
   redis.call('ZADD', EXPIRY, whole(record.expires_at), task)
-  redis.call('DEL', key)
+  if before and before.code ~= 0 then redis.call('DEL', key) end
 end
 
 local function drop(key, task)

@@ -22,7 +22,7 @@ local function renew(key, task, record, lease, extend, started)
   else
     revive(record)
     record.expires_at, record.started = expires_at, record.started or started
-    keep_claimed(key, task, record)
+    keep_claimed(key, task, record, record)
   end
   answer(RENEWED, expires_at, '')
 end
