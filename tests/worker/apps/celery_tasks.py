@@ -6,7 +6,7 @@ import os
 import signal
 from typing import Any
 
-from celery import Signature, Task, chain, group, shared_task, signals, signature
+from celery import Task, chain, group, shared_task, signals, signature
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 from tests.process.environment import FOLDER_VARIABLE
@@ -386,9 +386,3 @@ class Counting(Task):
 def called(self: Task, value: Any) -> Any:
     with journal().run(self.request):
         return value
-
-
-def frozen(what: Signature) -> Signature:
-    """The signature with an id of its own."""
-    what.freeze()
-    return what
