@@ -17,6 +17,12 @@ from click.testing import CliRunner, Result
 Invoke = Callable[..., Result]
 
 
+@pytest.fixture(autouse=True)
+def _no_shared_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared tasks of other tests in this process would be tasks of these apps too."""
+    monkeypatch.setattr("celery._state._on_app_finalizers", set())
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'claims.db'}"
