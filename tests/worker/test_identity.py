@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, uuid
+from celery import Celery, states, uuid
 from celery.result import AsyncResult
 from celery_claims import AtomicClaimManager
 from celery_claims.protocol import TookOver
@@ -83,6 +83,8 @@ def test_a_later_copy_of_a_finished_attempt_is_skipped(
     result = call(name, kwargs, **options)
     journal.wait_for_end(result.id)
     wait_finished(site, result.id)
+    # The end of a rejected run is in the store before its worker writes the result.
+    wait_until(lambda: AsyncResult(result.id).state != states.PENDING, what="a state")
     state = AsyncResult(result.id).state
     assert redeliver(site, result.id) == 1
     wait_for_line(site, "skipped task", f"[{result.id}]", f"its attempt {reason}")
