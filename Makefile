@@ -4,8 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-#: How many tests run side by side; "auto" is one per core.
-JOBS ?= auto
+#: How many tests run side by side: more than cores, for most of them wait for a worker.
+JOBS ?= 4
 #: What pytest runs, e.g. make test TESTS="tests/unit -k protocol"
 TESTS ?=
 CONSTRAINTS := tests/constraints.txt
