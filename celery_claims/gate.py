@@ -27,6 +27,7 @@ from .headers import HEADER, first_queue, read_identity
 from .inspection import EVENT_PREFIX, SENT, event_fields
 from .keeper import Keeper
 from .protocol import Delivery, Finished, Superseded, check_name
+from .seams import stop_body
 
 __all__ = ["Gate", "Strategies"]
 
@@ -248,7 +249,7 @@ class Gate:
         why = "it ran longer than max_hold" if case.hung else "another worker has the task now"
         self._keeper.tell("lost", case, why)
         if request is not None and self._keeper.desk.can_stop:
-            request.cancel(self._consumer.pool, emit_retry=False)
+            stop_body(request, self._consumer.pool)
 
     def _report(self, delivered: Delivered) -> None:
         """Fail a task that keeps killing its worker: result, then store, then broker."""
@@ -256,7 +257,10 @@ class Gate:
         error = DeliveriesExhausted(case.incoming.task_id, case.deliveries)
         self._keeper.tell("exhausted", case, str(error))
         fail(self._consumer, delivered, error)
-        self._keeper.exhausted(case)
+        if self._keeper.exhausted(case) is None:
+            # Somebody else was granted it meanwhile, and tells its message's fate.
+            self.come_back(case)
+            return
         self._forget(case)
         delivered.reject(logger, self._consumer.connection_errors, False)
 

@@ -156,11 +156,15 @@ class Keeper:
         self._settle(case, settlement)
         return settlement.outcome
 
-    def exhausted(self, case: Case) -> None:
-        """The failure of a task out of deliveries has been reported: no copy of it runs again."""
+    def exhausted(self, case: Case) -> bool | None:
+        """The failure of a task out of deliveries has been reported: no copy of it runs again.
+
+        Returns:
+            as ``acknowledging``.
+        """
         with self.lock:
             settlement = self.desk.exhausted_settlement(case)
-        self._settle(case, settlement)
+        return self._settle(case, settlement)
 
     def stopped_hung(self, case: Case) -> None:
         """A body that ran too long has been stopped: give it back as one that died."""

@@ -6,13 +6,16 @@ and ``tests/unit/test_seams.py`` a canary for each.
 
 from __future__ import annotations
 
+import inspect
+import signal
 from collections.abc import Callable
 from typing import Any
 
 from celery.local import Proxy
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 
-__all__ = ["actual", "announce_queue", "request_context", "was_cancelled"]
+__all__ = ["actual", "announce_queue", "request_context", "stop_body", "was_cancelled"]
 
 
 def actual(proxy: Proxy) -> Any:
@@ -28,6 +31,21 @@ def request_context(request: Request) -> Any:
 def was_cancelled(request: Request) -> bool:
     """Celery killed the body to run the message again: at a shutdown or a lost connection."""
     return bool(request._already_cancelled)
+
+
+def stop_body(request: Request, pool: Any) -> None:
+    """Kill the body of a request, and write nothing: its result is the next owner's."""
+    if "emit_retry" in inspect.signature(request.cancel).parameters:
+        request.cancel(pool, emit_retry=False)
+        return
+    # An older Celery writes RETRY whenever it cancels. This is the rest of what it does.
+    request._already_cancelled = True
+    if request.time_start:
+        pool.terminate_job(request.worker_pid, signal.SIGTERM)
+        task_ready(request)
+    result = request._apply_result and request._apply_result()
+    if result is not None:
+        result.terminate(signal.SIGTERM)
 
 
 def announce_queue(task_consumer: Any, announce: Callable[[Any], None]) -> None:

@@ -294,7 +294,7 @@ def test_a_report_of_exhaustion_that_comes_too_late_blocks_nobody(
     _die_once(store, clock, request)
     assert kinds(keeper.ask([case])) == [Do.REPORT]
     take_over(store, clock)
-    keeper.exhausted(case)
+    assert keeper.exhausted(case) is None
     assert_free_for_the_next_delivery(keeper)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -108,6 +109,21 @@ def test_cancel_without_retry_is_silent():
     Request._announce_cancelled(request, emit_retry=False)
     request.acknowledge.assert_not_called()
     assert request.task.backend.mock_calls == []
+
+
+def test_an_older_celery_stops_a_body_without_writing_a_retry():
+    """Before ``emit_retry``, ``Request.cancel`` wrote RETRY over whatever the result is by now."""
+
+    def cancel(pool, signal=None):
+        raise AssertionError("it writes RETRY")
+
+    request, pool = MagicMock(id="canary-2", cancel=cancel, worker_pid=7), MagicMock()
+    seams.stop_body(request, pool)
+    pool.terminate_job.assert_called_once_with(7, signal.SIGTERM)
+    request._apply_result().terminate.assert_called_once_with(signal.SIGTERM)
+    assert seams.was_cancelled(request)
+    assert request.task.backend.mock_calls == []
+    assert Request._apply_result is None
 
 
 def test_task_ready_forgets_a_request():
