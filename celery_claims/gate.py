@@ -19,6 +19,7 @@ from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from .case import Action, Case, Do, Incoming, Phase
+from .checks import check_name
 from .config import TaskOptions
 from .delivered import Delivered, claim_of, fail, set_header
 from .errors import DeliveriesExhausted, InvalidArgument
@@ -26,7 +27,7 @@ from .events import ClaimEvent
 from .headers import HEADER, first_queue, read_identity
 from .inspection import EVENT_PREFIX, SENT, event_fields
 from .keeper import Keeper
-from .protocol import Delivery, Finished, Superseded, check_name
+from .protocol import Delivery, Finished, Superseded
 from .seams import stop_body
 
 __all__ = ["Gate", "Strategies"]

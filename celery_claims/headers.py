@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .checks import MAX_TOKEN, check_name
 from .errors import InvalidArgument
-from .protocol import MAX_TOKEN, Attempt, ClaimToken, check_name
+from .protocol import Attempt, ClaimToken
 
 __all__ = ["HEADER", "Identity", "Passport", "first_queue", "read_identity"]
 

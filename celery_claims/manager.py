@@ -10,10 +10,10 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
+from .checks import MAX_DURATION_MS, check_count, check_duration, check_flag, check_name
 from .errors import ClaimError, ClaimNotFound, ExtensionLimit, InvalidArgument, StaleToken
 from .native import across_forks, allocate_lock
 from .protocol import (
-    MAX_DURATION_MS,
     AlreadyClaimed,
     Attempt,
     ClaimAnswer,
@@ -36,10 +36,6 @@ from .protocol import (
     Success,
     Superseded,
     TookOver,
-    check_count,
-    check_duration,
-    check_flag,
-    check_name,
     check_token,
 )
 from .stores.arguments import check_batch

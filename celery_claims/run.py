@@ -13,20 +13,11 @@ from celery.app.task import Task
 from celery.exceptions import Ignore
 
 from .case import Case
+from .checks import check_duration
 from .errors import ExtensionLimit, StoreError
 from .headers import Passport
 from .manager import LeaseConfig
-from .protocol import (
-    Attempt,
-    ClaimToken,
-    Lost,
-    Outcome,
-    Renewal,
-    Renewed,
-    Settlement,
-    check_duration,
-    trust_until,
-)
+from .protocol import Attempt, ClaimToken, Lost, Outcome, Renewal, Renewed, Settlement, trust_until
 from .seams import actual
 from .stores import Store
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from ..checks import MAX_DURATION_MS, check_count, check_duration, check_name
 from ..errors import InvalidArgument
-from ..protocol import MAX_DURATION_MS, check_count, check_duration, check_name
 from .base import MAX_PAGE, View
 
 __all__ = [

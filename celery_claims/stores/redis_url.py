@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from ..checks import check_count
 from ..errors import ConfigurationError
-from ..protocol import check_count
 
 __all__ = ["Target", "parse_url"]
 

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from ..checks import MAX_KEY_BYTES
 from ..errors import InvalidArgument
 from ..protocol import (
-    MAX_KEY_BYTES,
     AlreadyClaimed,
     ClaimAnswer,
     Delivery,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from ..checks import MAX_TOKEN
 from ..protocol import (
     EXHAUSTED_LEASE_MS,
-    MAX_TOKEN,
     AlreadyClaimed,
     Attempt,
     Delivery,

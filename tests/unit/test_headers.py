@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from celery_claims.checks import MAX_KEY_BYTES, MAX_TOKEN
 from celery_claims.errors import InvalidArgument
 from celery_claims.headers import (
     HEADER,
@@ -18,7 +19,7 @@ from celery_claims.headers import (
     onward,
     read_identity,
 )
-from celery_claims.protocol import MAX_KEY_BYTES, MAX_TOKEN, Attempt, ClaimRequest, Delivery
+from celery_claims.protocol import Attempt, ClaimRequest, Delivery
 from hypothesis import example, given
 from hypothesis import strategies as st
 

@@ -6,10 +6,9 @@ import dataclasses
 from typing import Any
 
 import pytest
+from celery_claims.checks import MAX_KEY_BYTES, MAX_TOKEN
 from celery_claims.errors import InvalidArgument
 from celery_claims.protocol import (
-    MAX_KEY_BYTES,
-    MAX_TOKEN,
     Attempt,
     ClaimRequest,
     ClaimToken,

@@ -1,0 +1,90 @@
+"""Checks of arguments: each returns nothing, or names the argument that is wrong. Pure."""
+
+from __future__ import annotations
+
+from .errors import InvalidArgument
+
+__all__ = [
+    "MAX_DURATION_MS",
+    "MAX_KEY_BYTES",
+    "MAX_TOKEN",
+    "check_count",
+    "check_duration",
+    "check_flag",
+    "check_name",
+    "check_text",
+]
+
+#: Longest queue name or task id, in bytes of UTF-8: one index entry stays a bounded cost.
+MAX_KEY_BYTES = 10_240
+
+#: Tokens stay exact as a double (Lua, JavaScript, JSON).
+MAX_TOKEN = 2**53 - 1
+
+#: Longest duration that a verb takes, in milliseconds (ten years): beyond it is a slip of units.
+MAX_DURATION_MS = 10 * 365 * 24 * 3600 * 1000
+
+
+def check_name(argument: str, value: object) -> None:
+    """A key part or an identity: any Unicode text of 1 to ``MAX_KEY_BYTES`` bytes.
+
+    Raises:
+        InvalidArgument: naming ``argument``.
+    """
+    if not isinstance(value, str):
+        raise InvalidArgument(argument, f"expected text, got {type(value).__name__}")
+    if not value:
+        raise InvalidArgument(argument, "must not be empty")
+    _check_length(argument, value)
+
+
+def check_text(argument: str, value: object) -> None:
+    """Like ``check_name``, but may be empty.
+
+    Raises:
+        InvalidArgument: naming ``argument``.
+    """
+    if value != "":
+        check_name(argument, value)
+
+
+def _check_length(argument: str, value: str) -> None:
+    # No character takes more than four bytes: short texts need not be encoded to be measured.
+    if len(value) * 4 <= MAX_KEY_BYTES:
+        return
+    if len(value.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
+        raise InvalidArgument(argument, f"longer than {MAX_KEY_BYTES} bytes")
+
+
+def check_duration(argument: str, value: object) -> None:
+    """A positive whole number of milliseconds.
+
+    Raises:
+        InvalidArgument: naming ``argument``.
+    """
+    check_count(argument, value, least=1, most=MAX_DURATION_MS, unit=" milliseconds")
+
+
+def check_count(
+    argument: str, value: object, least: int, most: int = MAX_TOKEN, unit: str = ""
+) -> None:
+    """A whole number in a range.
+
+    Raises:
+        InvalidArgument: naming ``argument``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        of_unit = unit and f" of{unit}"
+        raise InvalidArgument(argument, f"expected a whole number{of_unit}, got {value!r}")
+    if not least <= value <= most:
+        raise InvalidArgument(argument, f"must be from {least} to {most}{unit}, got {value}")
+
+
+def check_flag(argument: str, value: object) -> None:
+    """True or False, and nothing that is merely taken for one of them.
+
+    Raises:
+        InvalidArgument: naming ``argument``.
+    """
+    if not isinstance(value, bool):
+        raise InvalidArgument(argument, f"expected True or False, got {value!r}")
