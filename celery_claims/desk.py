@@ -275,15 +275,15 @@ class Desk:
             for action in self._lose(case)
         ]
 
-    def strict_until(self) -> float | None:
-        """When the first of the strict bodies must stop, unless it is renewed before."""
-        ends = (
-            case.trusted_until
+    def deadline(self) -> float | None:
+        """When the first body must be stopped: the trust of a strict one is over unless it is
+        renewed before, or one has run for ``max_hold``."""
+        ends = [
+            end
             for case in self._active.values()
-            if case.incoming.options.strict
-            and case.in_executor
-            and not (case.lost or case.hung or case.silent)
-        )
+            if case.in_executor and not (case.lost or case.hung or case.silent)
+            for end in self._ends(case)
+        ]
         return min(ends, default=None)
 
     def shortest_lease(self) -> float | None:
@@ -388,13 +388,19 @@ class Desk:
         started = case.phase is Phase.RUNNING and not case.start_known
         return Renewal(case.token, round(case.incoming.lease * 1000), started=started)
 
+    def _ends(self, case: Case) -> Iterator[float]:
+        if case.incoming.options.strict:
+            yield case.trusted_until
+        if case.incoming.options.max_hold is not None and case.phase is Phase.RUNNING:
+            yield case.accepted_at + case.incoming.options.max_hold
+
     def _hung(self, now: float) -> list[Case]:
         hung = []
         for case in self._active.values():
             limit = case.incoming.options.max_hold
             if limit is None or case.hung or case.phase is not Phase.RUNNING:
                 continue
-            if now - case.accepted_at >= limit:
+            if now >= case.accepted_at + limit:
                 case.hung = True
                 hung.append(case)
         return hung

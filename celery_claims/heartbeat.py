@@ -111,9 +111,9 @@ class Heartbeat:
         pause = min(pause, self._sweep_every)
         if self._keeper.unrecorded():
             pause = min(pause, HURRY)
-        strict_until = self._keeper.strict_until()
-        if strict_until is not None:
-            pause = min(pause, max(strict_until - monotonic(), SHORTEST))
+        deadline = self._keeper.deadline()
+        if deadline is not None:
+            pause = min(pause, max(deadline - monotonic(), SHORTEST))
         return pause
 
     def run_once(self) -> Beat:

@@ -50,7 +50,7 @@ class Keeper:
         self.lock = allocate_lock()
         #: Called, from any thread, when held deliveries may have something to ask.
         self.ring: Callable[[], None] = lambda: None
-        #: Called, from any thread, when an end waits to be recorded.
+        #: Called, from any thread, when it has something to do before its next beat.
         self.wake_heartbeat: Callable[[], None] = lambda: None
         #: Called, from any thread, when an end that waited is recorded, or refused.
         self.late_end: Callable[[Case, bool], None] = lambda _case, _lost: None
@@ -127,6 +127,9 @@ class Keeper:
     def accepted(self, case: Case) -> None:
         with self.lock:
             self.desk.accepted(case, monotonic())
+        if case.incoming.options.max_hold is not None:
+            # It sleeps past the end of this run, perhaps.
+            self.wake_heartbeat()
 
     def ended(self, case: Case, ending: Ending, *, recorded: bool) -> None:
         with self.lock:
@@ -238,9 +241,9 @@ class Keeper:
         with self.lock:
             return self.desk.unrenewed(monotonic())
 
-    def strict_until(self) -> float | None:
+    def deadline(self) -> float | None:
         with self.lock:
-            return self.desk.strict_until()
+            return self.desk.deadline()
 
     def to_record(self) -> list[tuple[Case, Settlement]]:
         with self.lock:

@@ -399,6 +399,21 @@ def test_a_strict_body_is_stopped_before_its_lease_is_over(
     assert 0.9 * LEASE <= stopped_at < LEASE
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_hung_body_is_stopped_when_its_time_is_over(
+    make: Make,
+    keeper: Keeper,
+    acted: list[Action],
+    beats: Callable[..., Iterator[float]],
+    seed: int,
+) -> None:
+    """Not at the next renewal of a long lease."""
+    running(keeper, incoming(max_hold=5.0))
+    heartbeat = make(shortest_lease=3600.0, sweep_every=3600.0)
+    stopped_at = next(at for at in beats(heartbeat, 10, seed) if acted)
+    assert 5.0 <= stopped_at <= 5.1
+
+
 def test_long_leases_do_not_delay_sweeps(
     make: Make, store: FlakyStore, clock: FakeClock, beats: Callable[..., Iterator[float]]
 ) -> None:

@@ -331,6 +331,17 @@ def test_a_hung_body_counts_as_one_that_died(keeper: Keeper, store: FlakyStore) 
     assert (record(store).state, record(store).deliveries) == (State.FREE, 1)
 
 
+@pytest.mark.parametrize(("max_hold", "expected"), [(60.0, 1), (None, 0)])
+def test_the_heartbeat_learns_of_a_body_with_a_limit(
+    keeper: Keeper, max_hold: float | None, expected: int
+) -> None:
+    """It may be asleep until after that body's time is over."""
+    woken: list[None] = []
+    keeper.wake_heartbeat = lambda: woken.append(None)
+    running(keeper, incoming(max_hold=max_hold))
+    assert len(woken) == expected
+
+
 # connections and shutdown
 
 
