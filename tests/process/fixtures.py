@@ -7,8 +7,8 @@ left as they are. What a test says of its surroundings:
     the arguments of ``Site``;
 ``@pytest.mark.workers(2, pool="prefork", concurrency=2)``
     how many workers, and the fields of their ``WorkerSpec``; or the specs themselves;
-``@pytest.mark.brokers("folder", "sqlite")``
-    run once on each; ``folder`` if nothing is said.
+``@pytest.mark.brokers("folder", "redis")``
+    run once on each of these brokers; ``folder`` if nothing is said.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.worker.apps import create_app
 from .container import WorkerSpec
 from .gates import Gates
 from .journal import Journal
-from .nodes import EmbeddedBroker, FolderBackend
+from .nodes import FolderBackend, SiteBroker
 from .setup import ProcessSetup, Site
 
 #: How much of a process's log a failed test shows, in characters.
@@ -43,7 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def broker_kind() -> str:
-    """``folder`` or ``sqlite``."""
+    """One of ``setup.BROKERS``."""
     return "folder"
 
 
@@ -80,12 +80,12 @@ def worker_specs(request: pytest.FixtureRequest, site: Site) -> list[WorkerSpec]
 
 
 @pytest.fixture
-def celery_broker(site: Site) -> EmbeddedBroker:
+def celery_broker(site: Site) -> SiteBroker:
     return site.broker
 
 
 @pytest.fixture
-def celery_broker_cluster(celery_broker: EmbeddedBroker) -> CeleryBrokerCluster:
+def celery_broker_cluster(celery_broker: SiteBroker) -> CeleryBrokerCluster:
     return CeleryBrokerCluster(celery_broker)
 
 

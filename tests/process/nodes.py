@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import uuid
 from pathlib import Path
 from typing import Any
@@ -78,14 +80,18 @@ class ProcessWorker(CeleryTestWorker):
         return [row for row in rows if all(row.get(key) == value for key, value in conditions)]
 
 
-class EmbeddedBroker(CeleryTestBroker):
-    """A broker without a server."""
+class SiteBroker(CeleryTestBroker):
+    """The broker of one site.
 
-    container: FolderContainer
+    Parameters:
+        container: answers to ``celeryconfig`` with ``url`` and ``transport_options``.
+    """
 
     @property
-    def folder(self) -> Path:
-        return self.container.folder
+    def options(self) -> dict[str, Any]:
+        """``broker_transport_options``; what is changed here is what ``settings`` says."""
+        options: dict[str, Any] = self.config()["transport_options"]
+        return options
 
     def settings(self) -> dict[str, Any]:
         """What Celery needs to be told of it."""
@@ -95,11 +101,40 @@ class EmbeddedBroker(CeleryTestBroker):
             "broker_transport_options": config["transport_options"],
         }
 
-    def connect(self) -> kombu.Connection:
+    def connect(self, **options: Any) -> kombu.Connection:
+        """A connection of the test's own.
+
+        Parameters:
+            options: over the transport options of the settings.
+        """
         settings = self.settings()
         return kombu.Connection(
-            settings["broker_url"], transport_options=settings["broker_transport_options"]
+            settings["broker_url"],
+            transport_options={**settings["broker_transport_options"], **options},
         )
+
+    def waiting(self, queue: str = "celery") -> int:
+        """How many messages wait in the queue."""
+        raise NotImplementedError
+
+    def redeliver(self, task_id: str) -> int:
+        """Deliver a task's messages again that workers have, delivery tag and all, as a broker
+        does by itself when it thinks that they are gone.
+
+        Returns:
+            how many messages.
+        """
+        raise NotImplementedError
+
+
+class EmbeddedBroker(SiteBroker):
+    """A broker without a server."""
+
+    container: FolderContainer
+
+    @property
+    def folder(self) -> Path:
+        return self.container.folder
 
 
 class FolderBroker(EmbeddedBroker):
@@ -127,16 +162,10 @@ class FolderBroker(EmbeddedBroker):
             path.mkdir(exist_ok=True)
 
     def waiting(self, queue: str = "celery") -> int:
-        """How many messages wait in the queue."""
         return len(list(self.queue.glob(f"[!.]*.{queue}.msg")))
 
     def redeliver(self, task_id: str) -> int:
-        """Deliver a task's consumed messages again, delivery tag and all, as a broker does when its
-        visibility timeout is over.
-
-        Returns:
-            how many messages.
-        """
+        # Also those that were acknowledged, which no other broker can.
         found = [path for path in self.consumed.glob("*.msg") if _task_of(path) == task_id]
         for path in found:
             aside = self.queue / f".{path.name}.new"
@@ -161,6 +190,26 @@ class SQLiteBroker(EmbeddedBroker):
         with self.connect() as connection:
             connection.default_channel.queue_declare("celery")
             connection.default_channel.session.close()
+
+    def waiting(self, queue: str = "celery") -> int:
+        with self._open() as connection:
+            (count,) = connection.execute(
+                "SELECT count(*) FROM kombu_message m JOIN kombu_queue q ON q.id = m.queue_id"
+                " WHERE m.visible AND q.name = ?",
+                (queue,),
+            ).fetchone()
+        return int(count)
+
+    def redeliver(self, task_id: str) -> int:
+        with self._open() as connection, connection:
+            return connection.execute(
+                "UPDATE kombu_message SET visible = 1"
+                " WHERE NOT visible AND json_extract(payload, '$.headers.id') = ?",
+                (task_id,),
+            ).rowcount
+
+    def _open(self) -> contextlib.closing[sqlite3.Connection]:
+        return contextlib.closing(sqlite3.connect(self.file, timeout=30))
 
 
 class FolderBackend(CeleryTestBackend):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from celery import Celery, Signature, uuid
 from celery.result import AsyncResult
+from celery_claims.claims import Claims
+from celery_claims.stores import Store
+from kombu.utils import symbol_by_name
 from pytest_celery import (
     CeleryBackendCluster,
     CeleryBrokerCluster,
@@ -21,12 +25,15 @@ from .container import BeatProcess, WorkerProcess, WorkerSpec
 from .environment import CLAIMS_VARIABLE, CONF_VARIABLE, FOLDER_VARIABLE
 from .gates import Gates
 from .journal import Journal
-from .nodes import EmbeddedBroker, FolderBackend, FolderBroker, ProcessWorker, SQLiteBroker
+from .nodes import FolderBackend, ProcessWorker, SiteBroker
+from .places import store_url
 from .waiting import TIMEOUT, wait_until
 
-BROKERS: Mapping[str, type[FolderBroker | SQLiteBroker]] = {
-    "folder": FolderBroker,
-    "sqlite": SQLiteBroker,
+#: Brokers of a site by name; imported on use, for each needs what it needs.
+BROKERS: Mapping[str, str] = {
+    "folder": "tests.process.nodes:FolderBroker",
+    "redis": "tests.process.redis_broker:RedisBroker",
+    "sqlite": "tests.process.nodes:SQLiteBroker",
 }
 
 
@@ -36,9 +43,10 @@ class Site:
     Parameters:
         folder: empty, and the test's own.
         conf: Celery settings over the site's own, for the test's app and the workers.
-        claims: settings of ``install`` without their prefix, for apps that claim.
+        claims: settings of ``install`` without their prefix, for apps that claim; ``url`` may
+            be ``redis``, ``postgresql`` or ``sqlite`` for a store of the site's own.
         app: the module that workers run unless their ``WorkerSpec`` is given another.
-        broker: ``folder`` or ``sqlite``.
+        broker: one of ``BROKERS``, or a broker that is there already.
     """
 
     def __init__(
@@ -48,15 +56,21 @@ class Site:
         conf: Mapping[str, Any] | None = None,
         claims: Mapping[str, Any] | None = None,
         app: str = WorkerSpec.app,
-        broker: str = "folder",
+        broker: str | SiteBroker = "folder",
     ) -> None:
         self.folder = folder
         self.app_module = app
-        self.broker: EmbeddedBroker = BROKERS[broker](folder / "broker")
+        if isinstance(broker, str):
+            broker = symbol_by_name(BROKERS[broker])(folder / "broker")
+        self.broker: SiteBroker = broker
         self.backend = FolderBackend(folder / "results")
         self.journal = Journal(folder / "journal.jsonl")
         self.gates = Gates(folder / "gates")
         self.claims = dict(claims or {})
+        if "url" in self.claims:
+            self.claims["url"] = store_url(self.claims["url"], folder)
+        # The broker's own side must use the names and prefixes that the workers are given.
+        self.broker.options.update((conf or {}).get("broker_transport_options", {}))
         self.conf = {
             **self.broker.settings(),
             "result_backend": self.backend.config()["url"],
@@ -65,6 +79,7 @@ class Site:
             # How long Celery waits for a lost child's result; its default is ten seconds.
             "worker_lost_wait": 1.0,
             **(conf or {}),
+            "broker_transport_options": self.broker.options,
         }
         self._processes: list[WorkerProcess | BeatProcess] = []
 
@@ -105,6 +120,15 @@ class Site:
         beat.start()
         beat.ready()
         return beat
+
+    def open_store(self) -> Store:
+        """The store that the workers use, wherever their settings put it."""
+        return self._app_claims.open_store()
+
+    @cached_property
+    def _app_claims(self) -> Claims:
+        app = Celery("site", set_as_current=False, config_source=self.conf)
+        return Claims(app, self.claims)
 
     def logs(self) -> dict[str, str]:
         """The output of every process, by the name of its folder and its own."""

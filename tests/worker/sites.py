@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.process.container import WorkerSpec
-from tests.process.nodes import FolderBroker
 from tests.process.setup import Site
 from tests.process.waiting import TIMEOUT, wait_until
 from tests.worker.apps import celery_tasks
@@ -109,9 +108,7 @@ def wait_for_skip(site: Site, task_id: str, count: int = 1) -> None:
 
 def redeliver(site: Site, task_id: str) -> int:
     """Deliver all messages of a task again; how many there were."""
-    broker = site.broker
-    assert isinstance(broker, FolderBroker)
-    return broker.redeliver(task_id)
+    return site.broker.redeliver(task_id)
 
 
 def start_together(site: Site, *specs: WorkerSpec) -> None:

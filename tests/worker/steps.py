@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from celery_claims import open_store
 from celery_claims.protocol import Record, State
 from celery_claims.stores import Store
 
-from tests.process.nodes import EmbeddedBroker, FolderBroker, ProcessWorker
+from tests.process.nodes import FolderBroker, ProcessWorker, SiteBroker
 from tests.process.setup import ProcessSetup, Site
 from tests.process.waiting import wait_until
 
@@ -46,11 +45,12 @@ def in_pools(*pools: str, count: int = 1, **spec: Any) -> pytest.MarkDecorator:
 
 def store_of(site: Site) -> Store:
     """The store that the workers use."""
-    assert isinstance(site.broker, FolderBroker)
-    return open_store(f"sqlite:///{claims_file(site)}")
+    return site.open_store()
 
 
 def claims_file(site: Site) -> str:
+    """The file of the default store beside a folder broker."""
+    assert isinstance(site.broker, FolderBroker)
     return site.broker.config()["transport_options"]["control_folder"] + "/claims.sqlite"
 
 
@@ -171,8 +171,7 @@ def assert_all_acknowledged(setup: ProcessSetup, *workers: ProcessWorker) -> Non
     assert waiting(setup.broker) == 0
 
 
-def waiting(broker: EmbeddedBroker, queue: str = "celery") -> int:
-    assert isinstance(broker, FolderBroker)
+def waiting(broker: SiteBroker, queue: str = "celery") -> int:
     return broker.waiting(queue)
 
 

@@ -19,6 +19,7 @@ from tests.process.gates import Gates
 from tests.process.journal import Journal
 from tests.process.local import LocalProcess
 from tests.process.nodes import FolderBroker
+from tests.process.redis_broker import RedisBroker
 from tests.process.setup import ProcessSetup, Site, publish_copies
 from tests.process.waiting import WaitTimeout, stays, wait_until
 
@@ -35,7 +36,7 @@ def test_a_plain_setup_answers_its_ping(celery_setup: CeleryTestSetup) -> None:
     assert len(celery_setup) == 3
 
 
-@pytest.mark.brokers("folder", "sqlite")
+@pytest.mark.brokers("folder", "sqlite", "redis")
 def test_a_worker_runs_a_task_and_its_result_arrives(celery_setup: ProcessSetup) -> None:
     result = celery_setup.app.signature("tests.work", (42,)).apply_async()
     assert result.get(timeout=20) == 42
@@ -100,6 +101,41 @@ def test_a_redelivered_message_runs_again(celery_setup: ProcessSetup) -> None:
     assert broker.redeliver(result.id) == 1
     assert len(celery_setup.journal.wait_for_end(result.id, 2)) == 2
     assert broker.waiting() == 0
+
+
+@pytest.mark.brokers("folder", "redis")
+def test_what_a_worker_has_can_be_delivered_again(celery_setup: ProcessSetup) -> None:
+    """Under the delivery tag that it had; the folder would also bring what is acknowledged."""
+    signature = celery_setup.app.signature("tests.late", kwargs={"gate": "end"})
+    result = signature.apply_async()
+    celery_setup.journal.wait_for_runs(result.id)
+    assert celery_setup.broker.waiting() == 0
+    assert celery_setup.broker.redeliver(result.id) == 1
+    celery_setup.gates.open("end")
+    assert len(celery_setup.journal.wait_for_end(result.id, 2)) == 2
+
+
+@pytest.mark.site(
+    conf={
+        "broker_transport_options": {
+            "global_keyprefix": "ours-",
+            "sep": ":",
+            "priority_steps": [0, 5],
+        }
+    }
+)
+@pytest.mark.brokers("redis")
+def test_a_redis_broker_is_asked_by_the_names_of_its_site(
+    site: Site, celery_setup_app: Celery
+) -> None:
+    work = celery_setup_app.signature("tests.work")
+    for priority in (0, 3, 9):
+        work.apply_async(priority=priority)
+    assert isinstance(site.broker, RedisBroker)
+    assert site.broker.waiting() == 3
+    with site.broker.client() as client:
+        assert client.llen("ours-celery") == 2
+        assert client.llen("ours-celery:5") == 1
 
 
 def test_a_killed_pool_child_is_replaced(celery_setup: ProcessSetup) -> None:
