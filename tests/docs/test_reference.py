@@ -7,12 +7,15 @@ import re
 from dataclasses import fields
 
 import pytest
+from celery_claims.cli import claims
 from celery_claims.config import PREFIX, Settings, TaskOptions
 from celery_claims.events import NAMES
+from celery_claims.inspection import EVENT_PREFIX, SENT
 
 from .pages import ROOT, rows
 
 CONFIGURATION = ROOT / "docs" / "configuration.md"
+WATCHING = ROOT / "docs" / "watching.md"
 
 documented = {row[0].strip("`"): row for row in rows(CONFIGURATION, "## Settings")}
 
@@ -62,3 +65,13 @@ def test_every_event_is_documented_at_its_level():
     assert documented_levels == {
         name: logging.getLevelName(level).lower() for name, level in NAMES.items()
     }
+
+
+def test_every_command_is_documented():
+    named = [row[0].strip("`").split()[0] for row in rows(WATCHING, "## celery claims")]
+    assert sorted(named) == sorted(claims.commands)
+
+
+def test_every_celery_event_is_documented():
+    named = {row[0].strip("`") for row in rows(WATCHING, "## Celery events")}
+    assert named == {EVENT_PREFIX + name.replace("_", "-") for name in SENT}

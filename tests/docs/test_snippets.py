@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -71,7 +73,13 @@ def run_command(words: list[str], folder: Path) -> None:
         case ["python", "-c", _]:
             finish([sys.executable, *words[1:]], folder)
         case ["celery", "-A", "app", "worker", *_]:
-            start_and_stop([sys.executable, "-m", *words], folder)
+            with running_worker(words, folder):
+                pass
+        case ["celery", "-A", "app", "claims", *_]:
+            finish([sys.executable, "-m", *words], folder)
+        case ["celery", "-A", "app", "inspect", *_]:
+            with running_worker(["celery", "-A", "app", "worker", "--loglevel", "INFO"], folder):
+                finish([sys.executable, "-m", *words], folder)
         case _:
             pytest.fail(f"not among the commands that are run; mark it as text: {words}")
 
@@ -89,10 +97,11 @@ def finish(words: list[str], folder: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def start_and_stop(words: list[str], folder: Path) -> None:
-    """Start a worker, wait until it says that it is ready, shut it down warmly."""
+@contextmanager
+def running_worker(words: list[str], folder: Path) -> Iterator[None]:
+    """Start a worker, wait until it says that it is ready, at last shut it down warmly."""
     worker = subprocess.Popen(
-        words,
+        [sys.executable, "-m", *words],
         cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -110,6 +119,7 @@ def start_and_stop(words: list[str], folder: Path) -> None:
                 break
         else:
             pytest.fail("".join(said))
+        yield
         worker.terminate()
         rest, _ = worker.communicate(timeout=PATIENCE)
         assert worker.returncode == 0, "".join(said) + rest
