@@ -10,10 +10,12 @@ from celery.concurrency.prefork import TaskPool as PreforkPool
 
 from .case import Action, Case
 from .claims import installed
+from .config import BEATS_PER_LEASE
 from .gate import Gate, Strategies
 from .heartbeat import Heartbeat
 from .pool import PoolWatch
 from .seams import announce_queue
+from .touching import Touching
 
 __all__ = ["ClaimsConsumerStep", "ClaimsWorkerStep"]
 
@@ -41,7 +43,8 @@ class ClaimsWorkerStep(bootsteps.StartStopStep):
         claims, keeper = self._claims, self._keeper
         for problem in claims.store.check():
             worker.app.log.get_default_logger("celery_claims").warning(problem)
-        store = claims.open_store()
+        store, deliveries = claims.open_store(), claims.open_deliveries()
+        lease = claims.shortest_lease()
 
         def act(actions: list[Action]) -> None:
             consumer = worker.consumer
@@ -54,8 +57,9 @@ class ClaimsWorkerStep(bootsteps.StartStopStep):
         self._heartbeat = Heartbeat(
             keeper,
             store,
-            shortest_lease=claims.shortest_lease(),
-            sweeper=claims.sweeper(store),
+            shortest_lease=lease,
+            touching=Touching(deliveries, lease / BEATS_PER_LEASE) if deliveries else None,
+            sweeper=claims.sweeper(store, deliveries),
             sweep_every=claims.settings.cleanup_every,
             act=act,
         )

@@ -10,11 +10,12 @@ from typing import Any
 from celery import Celery
 from celery.app.task import Task
 
+from .brokers import Deliveries, open_deliveries
 from .config import PREFIX, Settings, TaskOptions, read_settings
 from .headers import Passport
 from .keeper import Keeper
 from .options import options_of
-from .places import check_place, default_url, visibility_timeout
+from .places import check_place, default_options, default_url, visibility_timeout
 from .run import Run, here
 from .stores import Store, open_store
 from .sweep import Sweeper
@@ -55,7 +56,7 @@ class Claims:
 
     def reconsider(self) -> None:
         """The settings have changed: nothing that was made of them is kept."""
-        for name in ("settings", "url", "store"):
+        for name in ("settings", "url", "url_options", "store", "deliveries"):
             self.__dict__.pop(name, None)
 
     @cached_property
@@ -93,6 +94,11 @@ class Claims:
         return self.settings.url or default_url(self.app.connection_for_read())
 
     @cached_property
+    def url_options(self) -> dict[str, Any]:
+        """What the store must know beside its URL, which would be too long for it."""
+        return {} if self.settings.url else default_options(self.app.connection_for_read())
+
+    @cached_property
     def store(self) -> Store:
         """This process's store; it opens on first use, and anew in a forked child."""
         return self.open_store()
@@ -101,7 +107,7 @@ class Claims:
         """Another connection to the store."""
         if self.url.startswith("memory:"):
             return open_store(self.url)
-        return open_store(self.url, timeout=self.settings.timeout)
+        return open_store(self.url, timeout=self.settings.timeout, **self.url_options)
 
     def check_place(self, *, forks: bool) -> None:
         """Refuse a store that does not fit the broker or the pool."""
@@ -130,8 +136,22 @@ class Claims:
     def keep_free_ms(self) -> int:
         return round(self.settings.keep_free(self.settings.for_task(TaskOptions())) * 1000)
 
-    def sweeper(self, store: Store) -> Sweeper:
-        return Sweeper(store, self.keep_free_ms())
+    @cached_property
+    def deliveries(self) -> Deliveries | None:
+        """This process's view of the broker's unacknowledged messages; None: it needs none."""
+        return self.open_deliveries()
+
+    def open_deliveries(self) -> Deliveries | None:
+        """Another connection to the broker's unacknowledged messages."""
+        return open_deliveries(
+            self.app.connection_for_read(),
+            timeout=self.settings.timeout,
+            stale_after=self.shortest_lease(),
+        )
+
+    def sweeper(self, store: Store, deliveries: Deliveries | None = None) -> Sweeper:
+        """Parameters: what the sweeping thread has of its own."""
+        return Sweeper(store, self.keep_free_ms(), deliveries or self.deliveries)
 
     def guard(self, name: str) -> None:
         """Before Celery builds a tracer of this task from its body."""

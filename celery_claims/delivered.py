@@ -25,6 +25,7 @@ class Delivered:
         "body",
         "callbacks",
         "case",
+        "let_go",
         "message",
         "pending",
         "reject",
@@ -49,6 +50,8 @@ class Delivered:
         self.request: Request | None = None
         #: the prefetch count was raised for it
         self.roomy = False
+        #: the connection does not count it any more; see ``seams.let_go``
+        self.let_go = False
         #: an acknowledgement or rejection that waits for the store
         self.pending: Callable[[], None] | None = None
 

@@ -28,7 +28,7 @@ from .headers import HEADER, first_queue, read_identity
 from .inspection import EVENT_PREFIX, SENT, event_fields
 from .keeper import Keeper
 from .protocol import Delivery, Finished, Superseded
-from .seams import stop_body
+from .seams import let_go, stop_body
 
 __all__ = ["Gate", "Strategies"]
 
@@ -228,6 +228,10 @@ class Gate:
 
     def _hold(self, delivered: Delivered, action: Action) -> None:
         self._keeper.tell("held", delivered.case, _holder(action))
+        # A killed worker's claims are known to the store; what it holds must be known as well.
+        self._keeper.wake_for_hold()
+        if delivered.let_go:
+            return
         qos = self._consumer.qos
         if delivered.roomy or self._roomy >= self._max_held or qos is None:
             return
@@ -293,6 +297,9 @@ class Gate:
         if delivered.request is not None:
             state.task_ready(delivered.request)
         delivered.request = delivered.pending = None
+        if case.lost and not delivered.answered:
+            # The new owner may have it under the same delivery tag.
+            delivered.let_go = let_go(delivered.message)
         if started and delivered.answered:
             self._keeper.dropped(case)
             self._forget(case)

@@ -21,6 +21,7 @@ from .native import NativeThread, Wakeup, start_thread
 from .protocol import Lost
 from .stores import Store
 from .sweep import DUTY, Sweeper
+from .touching import Touching
 
 __all__ = ["Beat", "Heartbeat"]
 
@@ -54,6 +55,7 @@ class Heartbeat:
         shortest_lease: of all tasks of the app, in seconds; a third of it is the interval.
         sweeper: cleans expired claims up.
         sweep_every: seconds between sweeps of all workers together.
+        touching: touches the worker's messages at the broker; None: it needs no touch.
         act: carries the desk's actions out, on the consumer's loop.
     """
 
@@ -66,6 +68,7 @@ class Heartbeat:
         sweeper: Sweeper,
         sweep_every: float,
         act: Callable[[list[Action]], None],
+        touching: Touching | None = None,
     ) -> None:
         self._keeper = keeper
         self._store = store
@@ -74,6 +77,7 @@ class Heartbeat:
         self._sweep_every = sweep_every
         self._sweep_at = 0.0
         self._act = act
+        self._touching = touching
         self._wakeup = Wakeup()
         self._stopping = False
         self._thread: NativeThread | None = None
@@ -83,6 +87,8 @@ class Heartbeat:
         if self._thread is None:
             self._stopping = False
             self._keeper.wake_heartbeat = self._wakeup.set
+            if self._touching is not None:
+                self._keeper.wake_for_hold = self._wakeup.set
             self._thread = start_thread(self._loop, "celery-claims heartbeat")
 
     def stop(self) -> None:
@@ -93,6 +99,8 @@ class Heartbeat:
             self._thread.join(PATIENCE)
             self._thread = None
         self._store.close()
+        if self._touching is not None:
+            self._touching.deliveries.close()
 
     def _loop(self) -> None:
         while not self._stopping:
@@ -109,6 +117,8 @@ class Heartbeat:
         # Jitter, so that workers that were started together do not beat together.
         pause = self._interval * random.uniform(0.8, 1.0)  # noqa: S311 - no secret
         pause = min(pause, self._sweep_every)
+        if self._touching is not None:
+            pause = min(pause, max(self._touching.pause(monotonic()), SHORTEST))
         if self._keeper.unrecorded():
             pause = min(pause, HURRY)
         deadline = self._keeper.deadline()
@@ -118,6 +128,11 @@ class Heartbeat:
 
     def run_once(self) -> Beat:
         """One beat."""
+        # First, so that a message is not given away under a lease that was just renewed; but a
+        # broker that does not answer must not delay the renewals.
+        touch_last = self._touching is not None and self._touching.failed
+        if not touch_last:
+            self._touch()
         renewals, actions = self._keeper.beat()
         renewed = 0
         for first in range(0, len(renewals), BATCH):
@@ -135,7 +150,14 @@ class Heartbeat:
             renewed += len(batch)
         if actions:
             self._act(actions)
+        if touch_last:
+            self._touch()
         return Beat(renewed, self._record(), self._sweep())
+
+    def _touch(self) -> None:
+        if self._touching is not None:
+            active, waiting = self._keeper.snapshot()
+            self._touching.run_once([*active, *waiting], monotonic())
 
     def _record(self) -> int:
         waiting = self._keeper.to_record()

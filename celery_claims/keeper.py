@@ -52,6 +52,8 @@ class Keeper:
         self.ring: Callable[[], None] = lambda: None
         #: Called, from any thread, when it has something to do before its next beat.
         self.wake_heartbeat: Callable[[], None] = lambda: None
+        #: Called, on the consumer's loop, when a delivery begins to wait.
+        self.wake_for_hold: Callable[[], None] = lambda: None
         #: Called, from any thread, when an end that waited is recorded, or refused.
         self.late_end: Callable[[Case, bool], None] = lambda _case, _lost: None
         #: Called, from any thread, with every event of a task.

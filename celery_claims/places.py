@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from .brokers import redis_address
 from .errors import ConfigurationError
 
-__all__ = ["check_place", "default_url", "visibility_timeout"]
+__all__ = ["check_place", "default_options", "default_url", "visibility_timeout"]
 
 #: Transports whose messages do not leave the host.
 LOCAL_TRANSPORTS = frozenset({"memory", "filesystem"})
@@ -39,11 +40,24 @@ def default_url(connection: Any) -> str:
         return _sqlite_url(_session_file())
     if _is_sqlite_broker(connection):
         return _sqlite_url(Path(f"{_sqlite_path(connection)}.claims"))
+    if driver == "redis":
+        return redis_address.url_of(connection)
     raise ConfigurationError(
         "claims_url",
         f"not set, and a {driver} broker has no place of its own for claims: "
         "name a store that every worker reaches",
     )
+
+
+def default_options(connection: Any) -> dict[str, Any]:
+    """Arguments of the store at ``default_url``, beside the URL.
+
+    Raises:
+        ConfigurationError: naming the setting of the broker that is missing.
+    """
+    if connection.transport.driver_type == "redis":
+        return redis_address.options_of(connection)
+    return {}
 
 
 def check_place(url: str, connection: Any, *, forks: bool, allow_local: bool) -> None:

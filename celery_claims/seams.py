@@ -14,8 +14,9 @@ from typing import Any
 from celery.local import Proxy
 from celery.worker.request import Request
 from celery.worker.state import task_ready
+from kombu.transport import virtual
 
-__all__ = ["actual", "announce_queue", "request_context", "stop_body", "was_cancelled"]
+__all__ = ["actual", "announce_queue", "let_go", "request_context", "stop_body", "was_cancelled"]
 
 
 def actual(proxy: Proxy) -> Any:
@@ -69,3 +70,20 @@ def announce_queue(task_consumer: Any, announce: Callable[[Any], None]) -> None:
             task_consumer._receive_callback = receive
 
     task_consumer._basic_consume = basic_consume
+
+
+def let_go(message: Any) -> bool:
+    """Forget a message whose record at the broker is another worker's by now: it is neither put
+    back when the channel is closed nor counted.
+
+    Returns:
+        False: this broker has no such record, and the message is only here.
+    """
+    channel = message.channel
+    transport = getattr(channel, "connection", None)
+    if getattr(transport, "driver_type", None) != "redis" or not channel.ack_emulation:
+        return False
+    # What Redis knows is changed by the subclass only.
+    forget: Any = virtual.QoS.ack
+    forget(channel.qos, message.delivery_tag)
+    return True

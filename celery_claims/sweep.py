@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from .brokers import Deliveries
+from .errors import StoreError
 from .protocol import Record
 from .stores import Store, View
 
@@ -36,46 +37,53 @@ class Sweeper:
     Parameters:
         store: where claims live.
         keep_ms: how long counters outlive a cleanup, in milliseconds.
-        give_back: gives a dead worker's message back to the broker; it must do nothing if the
-            message is there already. None: the broker gives it back by itself.
+        deliveries: gives a dead worker's messages back to the broker; None: the broker does so by
+            itself.
     """
 
-    def __init__(
-        self, store: Store, keep_ms: int, give_back: Callable[[Record], None] | None = None
-    ) -> None:
+    def __init__(self, store: Store, keep_ms: int, deliveries: Deliveries | None = None) -> None:
         self._store = store
         self._keep_ms = keep_ms
-        self._give_back = give_back
+        self._deliveries = deliveries
 
     def run_once(self) -> Sweep:
         """Sweep until nothing expired is left, or the bound of one run is reached.
 
         Raises:
-            StoreError.
+            StoreError: of the store; a broker that does not answer is for the next run.
         """
+        try:
+            if self._deliveries is not None:
+                self._deliveries.give_back_untouched()
+        except StoreError as error:
+            return self._broker_failed(error)
         seen = cleaned = 0
         cursor: str | None = None
         for _ in range(MAX_PAGES):
             page = self._store.scan(View.ORPHANED, cursor=cursor, limit=PAGE)
             seen += len(page.records)
-            cleaned += self._clean(page.records)
+            try:
+                back = self._give_back(page.records)
+            except StoreError as error:
+                self._broker_failed(error)
+                break
+            cleaned += self._clean(back)
             cursor = page.cursor
             if cursor is None:
                 break
         return Sweep(seen, cleaned)
 
-    def _clean(self, records: tuple[Record, ...]) -> int:
-        expiries = [record.as_expiry() for record in records if self._is_back(record)]
+    def _give_back(self, records: tuple[Record, ...]) -> list[Record]:
+        """Those whose message is in nobody's hands."""
+        if self._deliveries is None or not records:
+            return list(records)
+        back = self._deliveries.give_back(records)
+        return [record for record, is_back in zip(records, back, strict=True) if is_back]
+
+    def _clean(self, records: list[Record]) -> int:
+        expiries = [record.as_expiry() for record in records]
         return sum(self._store.expire(expiries, keep_ms=self._keep_ms))
 
-    def _is_back(self, record: Record) -> bool:
-        if self._give_back is None:
-            return True
-        try:
-            self._give_back(record)
-        except Exception:
-            logger.exception(
-                "cannot give %s back to the broker; the next sweep tries", record.task_id
-            )
-            return False
-        return True
+    def _broker_failed(self, error: StoreError) -> Sweep:
+        logger.warning("expired claims stay until the broker answers: %s", error)
+        return Sweep(0, self._clean([]))

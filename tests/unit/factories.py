@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from celery_claims.brokers import InHand
 from celery_claims.case import Action, Case, Do, Incoming
 from celery_claims.config import TaskOptions
 from celery_claims.desk import Desk
@@ -17,6 +18,7 @@ from celery_claims.protocol import (
     Attempt,
     ClaimToken,
     Delivery,
+    Record,
     Success,
     TookOver,
 )
@@ -202,3 +204,41 @@ class FlakyStore(Store):
     def close(self) -> None:
         self.closed += 1
         self.store.close()
+
+
+class FakeDeliveries:
+    """A broker's unacknowledged messages.
+
+    Parameters:
+        is_back: answers of each record whether its message is in nobody's hands.
+    """
+
+    touch_every = 1200.0
+
+    def __init__(self, is_back: Callable[[Record], bool] = lambda _: True) -> None:
+        self.is_back = is_back
+        #: whether the broker answers
+        self.up = True
+        self.touches: list[tuple[list[InHand], list[InHand]]] = []
+        self.untouched = 0
+        self.closed = False
+
+    def touch(self, mine: Sequence[InHand], dropped: Sequence[InHand] = ()) -> None:
+        self._answer()
+        self.touches.append((list(mine), list(dropped)))
+
+    def give_back(self, records: Sequence[Record]) -> list[bool]:
+        self._answer()
+        return [self.is_back(record) for record in records]
+
+    def give_back_untouched(self) -> int:
+        self._answer()
+        self.untouched += 1
+        return 0
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _answer(self) -> None:
+        if not self.up:
+            raise StoreUnavailable("redis://broker", "no answer")

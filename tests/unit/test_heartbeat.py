@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 from celery_claims import heartbeat as heartbeat_module
 from celery_claims import keeper as keeper_module
+from celery_claims.brokers import InHand
 from celery_claims.case import Action, Case, Do, Incoming
 from celery_claims.events import ClaimEvent, add_hook, remove_hook
 from celery_claims.heartbeat import HURRY, Beat, Heartbeat
 from celery_claims.keeper import Keeper
-from celery_claims.protocol import Attempt, ClaimRequest, Outcome, Record, TookOver
+from celery_claims.protocol import Attempt, ClaimRequest, Delivery, Outcome, Record, TookOver
 from celery_claims.settling import Ending
 from celery_claims.stores.memory import MemoryStore
 from celery_claims.sweep import Sweeper
 from celery_claims.testing import FakeClock
+from celery_claims.touching import Touching
 
-from tests.unit.factories import LEASE, FlakyStore, incoming, kinds, moment
+from tests.unit.factories import LEASE, FakeDeliveries, FlakyStore, incoming, kinds, moment
 
 LEASE_MS = round(LEASE * 1000)
 #: Long enough to be a failure, not a wait.
@@ -68,6 +70,7 @@ def make(keeper: Keeper, store: FlakyStore, acted: list[Action]) -> Iterator[Mak
             sweeper=given.pop("sweeper", Sweeper(of, 7_200_000)),
             sweep_every=given.pop("sweep_every", 10.0),
             act=given.pop("act", acted.extend),
+            touching=given.pop("touching", None),
         )
         assert not given
         made.append(beating)
@@ -491,3 +494,86 @@ def test_starting_and_stopping_are_idempotent(make: Make, store: FlakyStore) -> 
     heartbeat.stop()
     assert not thread.is_alive()
     assert store.closed == 3
+
+
+class TestTouching:
+    """On a broker that gives untouched messages away."""
+
+    @pytest.fixture
+    def deliveries(self) -> FakeDeliveries:
+        return FakeDeliveries()
+
+    @pytest.fixture
+    def touching(self, make: Make, deliveries: FakeDeliveries) -> Heartbeat:
+        return make(touching=Touching(deliveries, LEASE / 3))
+
+    def test_whatever_is_in_the_workers_hands_is_touched(
+        self, touching: Heartbeat, keeper: Keeper, deliveries: FakeDeliveries
+    ) -> None:
+        """Running, reserved and held; before the leases are renewed."""
+        running(keeper)
+        keeper.receive(incoming(delivery=Delivery(tag="copy", queue="celery")))
+        touching.run_once()
+        touched = [InHand("copy", "celery"), InHand("tag-1", "celery")]
+        assert deliveries.touches == [(touched, [])]
+
+    @pytest.mark.parametrize("failed", [False, True])
+    def test_a_touch_comes_before_the_renewal(
+        self,
+        touching: Heartbeat,
+        keeper: Keeper,
+        store: FlakyStore,
+        clock: FakeClock,
+        deliveries: FakeDeliveries,
+        failed: bool,
+    ) -> None:
+        """And after it once the broker failed, for the lease must not wait for its timeout."""
+        running(keeper)
+        deliveries.up = not failed
+        touching.run_once()
+        order: list[str] = []
+        store.before["renew"] = lambda: order.append("renew")
+        deliveries.touch = lambda *_: order.append("touch")  # type: ignore[method-assign]
+        clock.advance(LEASE_MS // 3)
+        touching.run_once()
+        assert order == (["renew", "touch"] if failed else ["touch", "renew"])
+
+    def test_a_broker_that_is_down_delays_no_renewal(
+        self, touching: Heartbeat, keeper: Keeper, clock: FakeClock, deliveries: FakeDeliveries
+    ) -> None:
+        case = running(keeper)
+        deliveries.up = False
+        for _ in range(2):
+            clock.advance(LEASE_MS // 3)
+            assert touching.run_once().renewed == 1
+        deliveries.up = True
+        clock.advance(LEASE_MS // 3)
+        touching.run_once()
+        assert deliveries.touches == [([InHand("tag-1", case.incoming.queue)], [])]
+
+    def test_a_hold_wakes_the_thread(
+        self, touching: Heartbeat, keeper: Keeper, deliveries: FakeDeliveries
+    ) -> None:
+        """A worker that is killed soon after must not take what it holds with it."""
+        told = threading.Event()
+        touching.run_once()
+        deliveries.touch = lambda *_: told.set()  # type: ignore[method-assign]
+        touching.start()
+        keeper.receive(incoming())
+        keeper.wake_for_hold()
+        assert told.wait(PATIENCE)
+
+    def test_the_pause_is_not_longer_than_the_visibility_timeout_allows(
+        self, make: Make, deliveries: FakeDeliveries
+    ) -> None:
+        deliveries.touch_every = 0.5
+        beating = make(touching=Touching(deliveries, LEASE / 3))
+        beating.run_once()
+        assert beating._pause() <= 0.5
+
+    def test_its_connection_is_closed_at_the_end(
+        self, touching: Heartbeat, deliveries: FakeDeliveries
+    ) -> None:
+        touching.start()
+        touching.stop()
+        assert deliveries.closed

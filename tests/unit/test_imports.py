@@ -30,6 +30,7 @@ INTEGRATION = {
 
 #: Decisions: events in, actions out.
 PURE = {
+    "brokers.redis_names",
     "case",
     "checks",
     "config",
@@ -156,7 +157,7 @@ def test_importing_everything_but_the_integration_loads_no_celery() -> None:
         for name in MODULES
         if name not in INTEGRATION and name.partition(".")[0] not in {"metrics", "testing"}
         # These need their extras.
-        if not name.startswith(("stores.redis", "stores.postgres"))
+        if not name.startswith(("brokers.redis", "stores.redis", "stores.postgres"))
     ]
     modules = sorted(name if name == "celery_claims" else f"celery_claims.{name}" for name in names)
     program = (

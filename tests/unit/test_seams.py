@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -29,6 +31,7 @@ from kombu import Connection, Consumer, Exchange, Queue
 from kombu.common import QoS
 
 from tests.docs.pages import ROOT, rows
+from tests.process.redis_broker import RedisBroker
 
 INTERNALS = ROOT / "docs" / "internals.md"
 
@@ -72,6 +75,50 @@ def test_strategies_are_filled_item_by_item(monkeypatch):
     )
     consumer.Consumer.update_strategies(it)
     assert found == {"t": "strategy"}
+
+
+def test_a_redis_message_that_is_let_go_is_left_to_its_owner(tmp_path):
+    """The virtual channel's own ``ack`` only makes the channel forget the message."""
+    broker = RedisBroker(tmp_path)
+    with broker.connect() as connection:
+        connection.default_channel.basic_publish(
+            connection.default_channel.prepare_message("x"), "", "q"
+        )
+        channel = connection.channel()
+        message = channel.basic_get("q")
+        assert seams.let_go(message)
+        assert channel.qos.can_consume_max_estimate() is None
+        channel.basic_qos(0, 1)
+        assert channel.qos.can_consume()
+        channel.close()
+    assert broker.unacked() == [message.delivery_tag]
+    assert broker.waiting("q") == 0
+
+    # Other transports have the message nowhere else.
+    with Connection("memory://") as connection:
+        channel = connection.channel()
+        channel.basic_publish(channel.prepare_message("x"), "", "q")
+        message = channel.basic_get("q")
+        assert not seams.let_go(message)
+        assert message.delivery_tag in channel.qos._delivered
+
+
+def test_an_unacknowledged_redis_message_is_in_a_hash_and_a_sorted_set(tmp_path):
+    """By its delivery tag, with exchange and routing key, and with the time in seconds; under the
+    same tag it goes back to the end of the list that is consumed next."""
+    broker = RedisBroker(tmp_path)
+    with broker.connect() as connection, broker.client() as client:
+        channel = connection.channel()
+        for body in ("first", "second"):
+            channel.basic_publish(channel.prepare_message(body), "", "q")
+        sent = json.loads(client.lindex("q", -1))
+        tag = channel.basic_get("q").delivery_tag
+        assert json.loads(client.hget("unacked", tag)) == [sent, "", "q"]
+        assert abs(client.zscore("unacked_index", tag) - time.time()) < 3600
+        channel.qos.restore_by_tag(tag)
+        assert client.exists("unacked", "unacked_index") == 0
+        sent["properties"]["delivery_info"]["redelivered"] = sent["headers"]["redelivered"] = True
+        assert json.loads(client.lindex("q", -1)) == sent
 
 
 def test_a_strategy_is_looked_up_and_called_per_message():

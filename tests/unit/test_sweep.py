@@ -21,7 +21,7 @@ from celery_claims.stores.memory import MemoryStore
 from celery_claims.sweep import MAX_PAGES, PAGE, Sweep, Sweeper
 from celery_claims.testing import FakeClock
 
-from tests.unit.factories import FlakyStore
+from tests.unit.factories import FakeDeliveries, FlakyStore
 
 KEEP_MS = 7_200_000
 
@@ -100,12 +100,13 @@ def test_the_message_is_given_back_before_its_claim_is_cleaned_up(
     clock.advance(1_000)
     given_back: list[str] = []
 
-    def give_back(record: Record) -> None:
+    def give_back(record: Record) -> bool:
         assert states(store, "dead") == [State.CLAIMED]
         given_back.append(record.task_id)
+        return True
 
     store.fail("expire")
-    sweeper = Sweeper(store, KEEP_MS, give_back)
+    sweeper = Sweeper(store, KEEP_MS, FakeDeliveries(give_back))
     with pytest.raises(StoreUnavailable):
         sweeper.run_once()
     assert states(store, "dead") == [State.CLAIMED]
@@ -120,11 +121,11 @@ def test_a_claim_that_is_renewed_meanwhile_stays(
     token = claim("late")
     clock.advance(1_000)
 
-    def give_back(_: Record) -> None:
+    def give_back(_: Record) -> bool:
         (answer,) = store.store.renew([Renewal(token, 30_000)])
-        assert isinstance(answer, Renewed)
+        return isinstance(answer, Renewed)
 
-    assert Sweeper(store, KEEP_MS, give_back).run_once() == Sweep(seen=1, cleaned=0)
+    assert Sweeper(store, KEEP_MS, FakeDeliveries(give_back)).run_once() == Sweep(seen=1, cleaned=0)
     assert states(store, "late") == [State.CLAIMED]
 
 
@@ -138,14 +139,15 @@ def test_two_sweepers_clean_each_claim_up_once(
     other = Sweeper(store.store, KEEP_MS)
     swept: list[Sweep] = []
 
-    def give_back(_: Record) -> None:
+    def give_back(_: Record) -> bool:
         swept.append(other.run_once())
+        return True
 
-    assert Sweeper(store, KEEP_MS, give_back).run_once() == Sweep(3, 0)
+    assert Sweeper(store, KEEP_MS, FakeDeliveries(give_back)).run_once() == Sweep(3, 0)
     assert swept == [Sweep(3, 3), Sweep(0, 0), Sweep(0, 0)]
 
 
-def test_a_message_that_cannot_be_given_back_hides_no_other(
+def test_a_message_in_a_workers_hands_hides_no_other(
     store: FlakyStore, clock: FakeClock, claim: Callable[..., ClaimToken]
 ) -> None:
     """Trap 13: stuck rows must not hide the rest, and stay until their message is back."""
@@ -153,13 +155,43 @@ def test_a_message_that_cannot_be_given_back_hides_no_other(
         claim(task_id)
         clock.advance(1)
     clock.advance(1_000)
-
-    def give_back(record: Record) -> None:
-        if record.task_id == "stuck":
-            raise ConnectionError("the broker does not answer")
-
-    assert Sweeper(store, KEEP_MS, give_back).run_once() == Sweep(seen=2, cleaned=1)
+    deliveries = FakeDeliveries(lambda record: record.task_id != "stuck")
+    assert Sweeper(store, KEEP_MS, deliveries).run_once() == Sweep(seen=2, cleaned=1)
     assert states(store, "stuck", "fine") == [State.CLAIMED, State.FREE]
+    assert deliveries.untouched == 1
+
+
+def test_claims_stay_while_the_broker_does_not_answer(
+    store: FlakyStore, clock: FakeClock, claim: Callable[..., ClaimToken]
+) -> None:
+    """Cleaned up, nobody would know any more which message to give back. Old records still go."""
+    claim("dead")
+    clock.advance(1_000)
+    deliveries = FakeDeliveries()
+    deliveries.up = False
+    sweeper = Sweeper(store, KEEP_MS, deliveries)
+    assert sweeper.run_once() == Sweep(0, 0)
+    assert states(store, "dead") == [State.CLAIMED]
+    assert store.count("expire") == 1
+    deliveries.up = True
+    assert sweeper.run_once() == Sweep(1, 1)
+
+
+def test_a_broker_that_fails_between_two_pages(
+    store: FlakyStore, clock: FakeClock, claim: Callable[..., ClaimToken]
+) -> None:
+    """What is back is cleaned up; what is not stays."""
+    for index in range(PAGE + 1):
+        claim(f"id-{index:03}")
+    clock.advance(1_000)
+    deliveries = FakeDeliveries()
+
+    def give_back(_: Record) -> bool:
+        deliveries.up = False
+        return True
+
+    deliveries.is_back = give_back
+    assert Sweeper(store, KEEP_MS, deliveries).run_once() == Sweep(PAGE + 1, PAGE)
 
 
 def test_a_store_that_fails_is_told_of(store: FlakyStore) -> None:

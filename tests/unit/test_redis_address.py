@@ -1,0 +1,129 @@
+"""The store beside a Redis broker, by every form of address that kombu takes."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import pytest
+from celery_claims.brokers.redis_address import options_of, url_of
+from celery_claims.errors import ConfigurationError
+from celery_claims.places import default_options, default_url
+from celery_claims.stores.redis_url import Target, parse_url
+from kombu import Connection
+from redis import CredentialProvider
+
+
+def target(url: str, **options: Any) -> Target:
+    connection = Connection(url, **options)
+    return parse_url(default_url(connection), default_options(connection))
+
+
+def test_a_server_and_its_database() -> None:
+    found = target("redis://user:p%40ss@broker:6380/3")
+    assert (found.kind, found.hosts) == ("single", (("broker", 6380),))
+    assert found.connection == {"username": "user", "password": "p@ss", "db": 3}
+    assert "p@ss" not in found.name
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("redis://", ("127.0.0.1", 6379)),
+        ("redis://broker", ("broker", 6379)),
+        ("redis://:secret@[::1]:1", ("::1", 1)),
+        ("redis://first;redis://second", ("first", 6379)),
+    ],
+)
+def test_hosts(url: str, host: tuple[str, int]) -> None:
+    assert target(url).hosts == (host,)
+
+
+@pytest.mark.parametrize(
+    ("url", "given", "expected"),
+    [
+        ("rediss://broker?ssl_cert_reqs=required&ssl_ca_certs=/ca", None,
+         {"ssl": True, "ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": "/ca"}),
+        ("redis://broker", {"ssl_cert_reqs": None}, {"ssl": True, "ssl_cert_reqs": "none"}),
+        ("redis://broker", {"ssl_keyfile": "/key"}, {"ssl": True, "ssl_keyfile": "/key"}),
+        ("redis://broker", None, {}),
+        # Kombu connects without TLS here, and so must we.
+        ("redis://broker", True, {}),
+    ],
+)  # fmt: skip
+def test_tls(url: str, given: Any, expected: dict[str, Any]) -> None:
+    found = target(url, ssl=given).connection
+    assert {name: found[name] for name in found if name.startswith("ssl")} == expected
+
+
+def test_a_socket() -> None:
+    found = target("redis+socket://user:pass@/run/re%20dis.sock?virtual_host=4")
+    assert found.path == "/run/re dis.sock"
+    assert found.connection == {"username": "user", "password": "pass", "db": 4}
+
+
+def test_sentinels() -> None:
+    found = target(
+        "sentinel://:secret@one:26380/2;sentinel://two/2",
+        transport_options={
+            "master_name": "main",
+            "sentinel_kwargs": {"password": "of the sentinels"},
+            "global_keyprefix": "ours-",
+        },
+    )
+    assert (found.kind, found.master_name) == ("sentinel", "main")
+    assert found.hosts == (("one", 26380), ("two", 26379))
+    assert found.connection == {"password": "secret", "db": 2}
+    assert found.sentinel_kwargs == {"password": "of the sentinels"}
+    assert found.prefix == b"ours-claims:"
+
+
+def test_one_sentinel() -> None:
+    found = target("sentinel://one/1", transport_options={"master_name": "main"})
+    assert found.hosts == (("one", 26379),)
+
+
+def test_sentinels_need_the_name_of_their_master() -> None:
+    with pytest.raises(ConfigurationError, match="master_name") as caught:
+        target("sentinel://one/1")
+    assert caught.value.setting == "broker_transport_options"
+
+
+class Provider(CredentialProvider):
+    """Of a test."""
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:pass@broker?credential_provider={}",
+        "redis+socket:///run/redis.sock?credential_provider={}",
+    ],
+)
+def test_a_credential_provider_takes_the_place_of_a_password(url: str) -> None:
+    found = target(url.format("redis.UsernamePasswordCredentialProvider")).connection
+    assert type(found["credential_provider"]).__name__ == "UsernamePasswordCredentialProvider"
+    assert "password" not in found
+
+
+def test_an_instance_of_one() -> None:
+    provider = Provider()
+    assert (
+        target("redis://broker", credential_provider=provider).connection["credential_provider"]
+        is provider
+    )
+
+
+def test_options_of_the_sockets_are_taken_over() -> None:
+    given = {"socket_keepalive": True, "health_check_interval": 10, "visibility_timeout": 5}
+    connection = Connection("redis://broker", transport_options=given)
+    found = options_of(connection)
+    assert {name: found[name] for name in given if name in found} == {
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+    }
+    assert url_of(connection) == "redis://broker:6379"
+
+
+def test_other_brokers_have_no_options() -> None:
+    assert default_options(Connection("memory://")) == {}
