@@ -122,7 +122,7 @@ def cleanup(ctx: Any, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(sweep)))
     else:
-        click.echo(f"{sweep.cleaned} of {sweep.seen} expired claims cleaned up")
+        click.echo(str(sweep))
 
 
 @claims.command("check", cls=CeleryCommand)

@@ -118,8 +118,12 @@ def end_warm(*workers: ProcessWorker) -> None:
 def freeze(site: Site, worker: ProcessWorker) -> None:
     """SIGSTOP all of a worker, at a moment when it does not hold the lock of the claims file.
 
-    One that does keeps every other worker waiting until it goes on, which SQLite cannot help.
+    One that does keeps every other worker waiting until it goes on, which SQLite cannot help. A
+    server has no such lock.
     """
+    if not isinstance(site.broker, FolderBroker):
+        worker.pause(children=True)
+        return
 
     def frozen_outside_of_a_transaction() -> bool:
         worker.pause(children=True)
