@@ -83,6 +83,9 @@ class ClaimsWorkerStep(bootsteps.StartStopStep):
         gate: Gate = worker.consumer.claims_gate
         gate.closing()
         keeper.closing(survives)
+        # There is no next round of the loop for which an acknowledgement could wait. Celery 5.4
+        # forgets it then, and its message would come back.
+        worker.consumer.perform_pending_operations()
         if self._heartbeat is not None and not keeper.desk.active():
             self._heartbeat.stop()
             keeper.store.close()

@@ -19,7 +19,7 @@ from .case import Case
 from .gate import Gate
 from .keeper import Keeper
 from .protocol import Outcome
-from .seams import was_cancelled
+from .seams import is_terminating, was_cancelled
 from .settling import Ending
 from .tracer import LostRun, NotRun, Recorded, acks_on
 
@@ -106,7 +106,11 @@ class Watch:
         self._end(ending, isinstance(runtime, Recorded), self._result, plain, **kwargs)
 
     def error(self, einfo: Any, *args: Any, **kwargs: Any) -> None:
-        self._end(self._ending(einfo), False, self._error, einfo, *args, **kwargs)
+        ending = self._ending(einfo)
+        if ending is Ending.WORKER_LOST and self._is_cut_off():
+            self._end(Ending.TERMINATED, False, task_ready, self._request)
+            return
+        self._end(ending, False, self._error, einfo, *args, **kwargs)
 
     def timeout(self, soft: bool, timeout: float, *args: Any, **kwargs: Any) -> None:
         if soft:
@@ -147,10 +151,20 @@ class Watch:
         finally:
             cancelled = was_cancelled(self._request)
             outcome = self._keeper.returning(case, cancelled=cancelled)
-            if outcome is Outcome.NACKED and case.incoming.late and not cancelled:
+            stays = not (cancelled or is_terminating())
+            if outcome is Outcome.NACKED and case.incoming.late and stays:
                 self._gate.come_back(case)
             else:
                 self._gate.over(case)
+
+    def _is_cut_off(self) -> bool:
+        """A cold shutdown killed the child and Celery does not know: it would report a failure and
+        acknowledge the message, although that goes back when the connection closes.
+
+        Celery 5.5 began to cancel what it is about to kill.
+        """
+        late = self._case.incoming.late
+        return late and is_terminating() and not was_cancelled(self._request)
 
     def _come_back(self, *, started: bool, lost: bool = False) -> None:
         if self._case.grant_id != self._grant_id:

@@ -12,11 +12,19 @@ from collections.abc import Callable
 from typing import Any
 
 from celery.local import Proxy
+from celery.worker import state
 from celery.worker.request import Request
-from celery.worker.state import task_ready
 from kombu.transport import virtual
 
-__all__ = ["actual", "announce_queue", "let_go", "request_context", "stop_body", "was_cancelled"]
+__all__ = [
+    "actual",
+    "announce_queue",
+    "is_terminating",
+    "let_go",
+    "request_context",
+    "stop_body",
+    "was_cancelled",
+]
 
 
 def actual(proxy: Proxy) -> Any:
@@ -34,6 +42,11 @@ def was_cancelled(request: Request) -> bool:
     return bool(request._already_cancelled)
 
 
+def is_terminating() -> bool:
+    """A cold shutdown was asked for: the pool is cut off, or will be in a moment."""
+    return state.should_terminate not in (None, False)
+
+
 def stop_body(request: Request, pool: Any) -> None:
     """Kill the body of a request, and write nothing: its result is the next owner's."""
     if "emit_retry" in inspect.signature(request.cancel).parameters:
@@ -43,7 +56,7 @@ def stop_body(request: Request, pool: Any) -> None:
     request._already_cancelled = True
     if request.time_start:
         pool.terminate_job(request.worker_pid, signal.SIGTERM)
-        task_ready(request)
+        state.task_ready(request)
     result = request._apply_result and request._apply_result()
     if result is not None:
         result.terminate(signal.SIGTERM)

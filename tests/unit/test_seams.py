@@ -10,16 +10,18 @@ import inspect
 import json
 import signal
 import time
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
-from celery import Celery, bootsteps, signals, states
+from celery import Celery, bootsteps, platforms, signals, states
 from celery.app import trace
+from celery.apps import worker
 from celery.concurrency import prefork
 from celery.concurrency.base import apply_target
-from celery.exceptions import Ignore, TaskRevokedError, WorkerLostError
+from celery.exceptions import Ignore, TaskRevokedError, WorkerLostError, WorkerTerminate
 from celery.local import Proxy
 from celery.worker import state, strategy
 from celery.worker.consumer import consumer
@@ -32,6 +34,12 @@ from kombu.common import QoS
 
 from tests.docs.pages import ROOT, rows
 from tests.process.redis_broker import RedisBroker
+from tests.process.versions import (
+    ACKS_AT_ONCE,
+    CANCELS_SILENTLY,
+    NAMES_CHILDREN,
+    PREFETCH_LIMIT,
+)
 
 INTERNALS = ROOT / "docs" / "internals.md"
 
@@ -122,7 +130,10 @@ def test_an_unacknowledged_redis_message_is_in_a_hash_and_a_sorted_set(tmp_path)
 
 
 def test_a_strategy_is_looked_up_and_called_per_message():
-    """``create_task_handler`` calls strategy(message, payload, ack, reject, callbacks)."""
+    """``create_task_handler`` calls strategy(message, payload, ack, reject, callbacks).
+
+    The promises lead to the message through the consumer, at once or in its loop's next round.
+    """
     called = []
     it = MagicMock(strategies={"t": lambda *args: called.append(args)}, restart_count=0)
     message = MagicMock(headers={"task": "t", "id": "1"})
@@ -131,10 +142,22 @@ def test_a_strategy_is_looked_up_and_called_per_message():
     assert its_message is message
     assert payload is None
     assert callbacks is it.on_task_message
+    send = it.call_soon_ack if ACKS_AT_ONCE else it.call_soon
     acknowledge("log", "errors")
-    it.call_soon_ack.assert_called_once_with(message.ack_log_error, "log", "errors")
+    send.assert_called_once_with(message.ack_log_error, "log", "errors")
     reject("log", "errors", False)
-    it.call_soon_ack.assert_called_with(message.reject_log_error, "log", "errors", False)
+    send.assert_called_with(message.reject_log_error, "log", "errors", False)
+
+
+def test_what_waits_for_the_loop_can_be_done_at_once():
+    """``perform_pending_operations`` does what ``call_soon`` put off, where there is no hub."""
+    done = []
+    it = MagicMock(hub=None, _pending_operations=deque())
+    consumer.Consumer.call_soon(it, done.append, "acknowledged")
+    assert done == []
+    consumer.Consumer.perform_pending_operations(it)
+    consumer.Consumer.perform_pending_operations(it)
+    assert done == ["acknowledged"]
 
 
 def test_older_messages_become_protocol_2():
@@ -147,6 +170,7 @@ def test_older_messages_become_protocol_2():
         assert headers["id"] == "1"
 
 
+@pytest.mark.skipif(not CANCELS_SILENTLY, reason="emit_retry came with Celery 5.6")
 def test_cancel_without_retry_is_silent():
     """``Request.cancel(pool, emit_retry=False)`` kills; it acknowledges and stores nothing."""
     request, pool = MagicMock(), MagicMock()
@@ -160,6 +184,7 @@ def test_cancel_without_retry_is_silent():
 
 def test_an_older_celery_stops_a_body_without_writing_a_retry():
     """Before ``emit_retry``, ``Request.cancel`` wrote RETRY over whatever the result is by now."""
+    assert ("emit_retry" in inspect.signature(Request.cancel).parameters) is CANCELS_SILENTLY
 
     def cancel(pool, signal=None):
         raise AssertionError("it writes RETRY")
@@ -183,6 +208,12 @@ def test_task_ready_forgets_a_request():
 
 def test_a_limit_makes_prefetch_increments_silent():
     """What ``increment_eventually`` answers is the only sign of whether it did anything."""
+    if not PREFETCH_LIMIT:
+        with pytest.raises(TypeError, match="max_prefetch"):
+            QoS(MagicMock(), 1, max_prefetch=2)
+        qos = QoS(MagicMock(), 1)
+        assert [qos.increment_eventually(), qos.decrement_eventually()] == [2, 1]
+        return
     qos = QoS(MagicMock(), 1, max_prefetch=2)
     assert [qos.increment_eventually(), qos.increment_eventually(), qos.value] == [2, 2, 2]
     assert qos.decrement_eventually() == 1
@@ -270,11 +301,27 @@ def test_the_pool_gets_the_callbacks_of_the_request(app, task):
 
 
 def test_a_cancelled_request_says_so(app, task):
-    """Also where the cancellation publishes a retry."""
+    """Also where the cancellation publishes a retry, as it always did before ``emit_retry``."""
     request, _ = request_of(app, task)
     assert seams.was_cancelled(request) is False
-    request._announce_cancelled(emit_retry=False)
+    request._announce_cancelled(**({"emit_retry": False} if CANCELS_SILENTLY else {}))
     assert seams.was_cancelled(request) is True
+
+
+def test_a_cold_shutdown_is_asked_for_by_a_flag(monkeypatch):
+    """The signal's handler sets it to the exit code; the consumer's loop acts on it."""
+    assert state.should_terminate is None
+    assert seams.is_terminating() is False
+    handlers = {}
+    monkeypatch.setattr(platforms, "signals", handlers)
+    worker.install_worker_term_hard_handler(MagicMock(), sig="SIGQUIT")
+    handlers["SIGQUIT"]()
+    try:
+        assert seams.is_terminating() is True
+        with pytest.raises(WorkerTerminate):
+            state.maybe_shutdown()
+    finally:
+        state.should_terminate = None
 
 
 def test_the_context_of_a_request_has_its_canvas(app, task):
@@ -341,7 +388,8 @@ def test_the_tracers_of_a_child_are_built_before_its_signal():
     """``worker_process_init`` comes after ``build_tracer``, so that what it wraps stays."""
     source = inspect.getsource(prefork.process_initializer)
     built = source.index("task.__trace__ = build_tracer(")
-    assert built < source.index("worker_process_init.send(sender=hostname)")
+    sender = "hostname" if NAMES_CHILDREN else "None"
+    assert built < source.index(f"worker_process_init.send(sender={sender})")
 
 
 def test_the_tasks_step_updates_strategies_on_the_consumer():
