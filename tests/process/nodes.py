@@ -168,7 +168,7 @@ class FolderBroker(EmbeddedBroker):
         # Also those that were acknowledged, which no other broker can.
         found = [path for path in self.consumed.glob("*.msg") if _task_of(path) == task_id]
         for path in found:
-            aside = self.queue / f".{path.name}.new"
+            aside = self.queue / f".{uuid.uuid4()}.new"
             shutil.copy(path, aside)
             aside.rename(self.queue / f"{uuid.uuid4()}.{path.name.partition('.')[2]}")
         return len(found)
