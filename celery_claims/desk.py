@@ -321,6 +321,10 @@ class Desk:
         """Cases under a claim of this worker, and lost ones whose body has not stopped."""
         return list(self._active.values())
 
+    def has_claims(self, number: int) -> bool:
+        """Whether there are so many active cases at least."""
+        return len(self._active) >= number
+
     # helpers
 
     def _granted(self, case: Case, token: ClaimToken, asked_at: float) -> None:

@@ -7,7 +7,6 @@ request, nor an ETA timer, nor a token of a rate limit. All of it runs on the co
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -38,6 +37,12 @@ logger = logging.getLogger("celery_claims")
 ROUNDS = 20
 #: Shortest time that an alarm is set to, in seconds.
 SHORTEST_ALARM = 0.01
+#: Most new deliveries that are asked for in one call of the store.
+BURST = 32
+#: How long a new delivery waits for others to be asked for with it, in seconds.
+GATHER = 0.005
+#: As long as there are so many claims per process of the pool, no new one is urgent.
+PLENTY = 2
 
 Strategy = Callable[..., Any]
 Options = Callable[[str], TaskOptions | None]
@@ -82,6 +87,8 @@ class Gate:
         self._keep_free = keep_free
         self._max_held = max_held
         self._delivered: dict[Case, Delivered] = {}
+        self._asking: list[Case] = []
+        self._gathering = False
         self._roomy = 0
         self._alarm_at = 0.0
         self._closed = False
@@ -102,13 +109,17 @@ class Gate:
 
     def wrap(self, name: str, strategy: Strategy) -> Strategy:
         """The gated strategy of a task."""
+        options = self._options(name)
+        keep_free = self._keep_free(options) if options is not None else 0.0
 
         def gated(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **kw: Any) -> Any:
             if self._closed:
                 # Unacknowledged, it goes back to the broker with the connection.
                 return None
             delivered = Delivered(message, body, ack, reject, callbacks, strategy)
-            incoming = self._incoming(name, message, body)
+            incoming = None
+            if options is not None and not self.broadcast:
+                incoming = self._incoming(name, message, body, options, keep_free)
             if incoming is None:
                 set_header(delivered, None)
                 return strategy(message, body, ack, reject, callbacks, **kw)
@@ -119,10 +130,9 @@ class Gate:
 
         return gated
 
-    def _incoming(self, name: str, message: Any, body: Any) -> Incoming | None:
-        options = self._options(name)
-        if options is None or self.broadcast:
-            return None
+    def _incoming(
+        self, name: str, message: Any, body: Any, options: TaskOptions, keep_free: float
+    ) -> Incoming | None:
         headers = message.headers
         fields = headers if body is None and "id" in headers else body or message.payload
         info = message.delivery_info or {}
@@ -142,7 +152,7 @@ class Gate:
             deaths=identity.deaths,
             late=bool(self._consumer.app.tasks[name].acks_late),
             options=options,
-            keep_free=self._keep_free(options),
+            keep_free=keep_free,
             delivery=Delivery(
                 task=name,
                 tag=str(message.delivery_tag),
@@ -155,27 +165,54 @@ class Gate:
 
     def perform(self, actions: list[Action]) -> None:
         """Carry out what the desk decided, and what it decides on the way."""
-        todo = deque(actions)
-        while todo:
-            action = todo.popleft()
-            todo.extend(self._perform(action) or ())
+        for action in actions:
+            self._perform(action)
+        while cases := self._questions():
+            for action in self._keeper.ask(cases):
+                self._perform(action)
         self._set_alarm()
 
-    def _perform(self, action: Action) -> list[Action] | None:
+    def _perform(self, action: Action) -> None:
         case = action.case
         delivered = self._delivered.get(case)
         if action.do is Do.ASK:
-            return self._keeper.ask([case])
-        if delivered is None:
-            return None
-        if action.do is Do.STOP:
+            self._asking.append(case)
+        elif delivered is None:
+            return
+        elif action.do is Do.STOP:
             self._stop(delivered)
         elif action.do is Do.HOLD:
             self._hold(delivered, action)
         else:
             self._take_room_back(delivered)
             self._pass(delivered, action)
-        return None
+
+    def _questions(self) -> list[Case]:
+        """New deliveries to ask for now, or none yet: a burst of messages costs one call."""
+        if self._asking and len(self._asking) < BURST and self._may_gather():
+            if not self._gathering:
+                self._gathering = True
+                self._consumer.timer.call_after(GATHER, self._gathered)
+            return []
+        # A connection that was lost meanwhile took its messages with it.
+        cases = [case for case in self._asking if case.phase is Phase.ASKING]
+        self._asking.clear()
+        return cases
+
+    def _may_gather(self) -> bool:
+        """The pool has enough to do, and this loop has timers that are on time."""
+        if self._closed or self._consumer.hub is None:
+            return False
+        return self._keeper.busy(PLENTY * self._consumer.pool.num_processes)
+
+    def _gathered(self) -> None:
+        self._gathering = False
+        if self._closed:
+            return
+        cases = [case for case in self._asking if case.phase is Phase.ASKING]
+        self._asking.clear()
+        if cases:
+            self.perform(self._keeper.ask(cases))
 
     def _pass(self, delivered: Delivered, action: Action) -> None:
         case = delivered.case

@@ -96,6 +96,10 @@ class Keeper:
         with self.lock:
             return self.desk.due(monotonic())
 
+    def busy(self, claims: int) -> bool:
+        """Whether this worker has so many claims at least."""
+        return self.desk.has_claims(claims)
+
     def next_alarm(self) -> float | None:
         with self.lock:
             return self.desk.lines.next_alarm()
