@@ -305,8 +305,7 @@ class _TooFewReplicas(Exception):
 
 _READ_ONLY: tuple[type[Exception], ...] = (ReadOnlyError,)
 
-#: Which error it is by its class or by its text: inside a script on older servers, and from
-#: redis-py 5, which knows the class in a cluster only.
+#: Which error it is by its class or, inside a script on older servers, by its text.
 _KINDS: tuple[
     tuple[tuple[type[Exception], ...], str, Callable[[str, str], StoreError], str], ...
 ] = (
@@ -327,7 +326,7 @@ _KINDS: tuple[
     ((BusyLoadingError,), "", StoreUnavailable, "it starts"),
     (
         (MovedError,),
-        "MOVED ",
+        "",
         StoreUnavailable,
         "the server is part of a cluster: use redis+cluster://, or the slot is moving",
     ),

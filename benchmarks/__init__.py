@@ -1,1 +1,0 @@
-"""What claims cost, as ratios; see README.md."""
