@@ -8,21 +8,23 @@ BIN := $(VENV)/bin
 JOBS ?= 4
 #: What pytest runs, e.g. make test TESTS="tests/unit -k protocol"
 TESTS ?=
+#: Arguments of the benchmarks.
+BENCH ?=
 CONSTRAINTS := tests/constraints.txt
 PACKAGE := pyproject.toml $(CONSTRAINTS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 #: Debian packages of the servers that the tests start for themselves.
-SERVERS := redis-server postgresql pgbouncer rabbitmq-server
+SERVERS := redis-server postgresql pgbouncer
 #: No server of the system's own is started by installing it.
 APT := env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs servers clean
+.PHONY: help demo test lint format bench bench-quick docs servers clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## Kill a worker in mid-task and watch another take over (under two minutes)
 	@$(BIN)/python examples/quickstart/demo.py
@@ -39,8 +41,11 @@ format: $(VENV)/.dev  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## Print what a claim costs in each embedded store, as ratios
-	$(BIN)/python benchmarks/stores.py
+bench: $(VENV)/.dev servers  ## Measure what claims cost, as ratios (BENCH="--only redis --pairs 9")
+	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-quick: $(VENV)/.dev servers  ## See that every measurement works; its figures say little
+	$(BIN)/python -m benchmarks --quick $(BENCH)
 
 docs: $(VENV)/.docs  ## Build the documentation; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html

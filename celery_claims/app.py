@@ -59,8 +59,8 @@ def cleanup(task: Any) -> int:
     # Takes the workers' turn, so that they do not sweep just after.
     claims.store.elect(DUTY, round(claims.settings.cleanup_every * 1000))
     sweep = claims.sweeper(claims.store).run_once()
-    if sweep.cleaned:
-        emit(ClaimEvent("swept", f"{sweep.cleaned} expired claims"))
+    if sweep.cleaned or sweep.given_back:
+        emit(ClaimEvent("swept", str(sweep)))
     return sweep.cleaned
 
 

@@ -122,7 +122,7 @@ def cleanup(ctx: Any, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(sweep)))
     else:
-        click.echo(f"{sweep.cleaned} of {sweep.seen} expired claims cleaned up")
+        click.echo(str(sweep))
 
 
 @claims.command("check", cls=CeleryCommand)
@@ -135,7 +135,7 @@ def check(ctx: Any, as_json: bool) -> None:
         found.check_place(forks=True)
         tasks = sorted(task.name for task in found.claimed_tasks())
         with _store(ctx) as store:
-            problems = found.problems(store)
+            problems = store.check()
     if not tasks:
         problems.append("no task is claimed: decorate one with @claimed or set claims_tasks")
     if as_json:

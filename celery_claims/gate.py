@@ -7,13 +7,12 @@ request, nor an ETA timer, nor a token of a rate limit. All of it runs on the co
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Any
 
-from celery.exceptions import InvalidTaskError, TaskRevokedError
+from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
@@ -27,10 +26,8 @@ from .events import ClaimEvent
 from .headers import HEADER, first_queue, read_identity
 from .inspection import EVENT_PREFIX, SENT, event_fields
 from .keeper import Keeper
-from .loop import Loop
 from .protocol import Delivery, Finished, Superseded
-from .room import FreshRoom, Room, SharedRoom
-from .seams import has_fixed_prefetch, let_go, resubscribe, stop_body
+from .seams import let_go, stop_body
 
 __all__ = ["Gate", "Strategies"]
 
@@ -40,6 +37,12 @@ logger = logging.getLogger("celery_claims")
 ROUNDS = 20
 #: Shortest time that an alarm is set to, in seconds.
 SHORTEST_ALARM = 0.01
+#: Most new deliveries that are asked for in one call of the store.
+BURST = 32
+#: How long a new delivery waits for others to be asked for with it, in seconds.
+GATHER = 0.005
+#: As long as there are so many claims per process of the pool, no new one is urgent.
+PLENTY = 2
 
 Strategy = Callable[..., Any]
 Options = Callable[[str], TaskOptions | None]
@@ -84,47 +87,39 @@ class Gate:
         self._keep_free = keep_free
         self._max_held = max_held
         self._delivered: dict[Case, Delivered] = {}
+        self._asking: list[Case] = []
+        self._gathering = False
+        self._roomy = 0
         self._alarm_at = 0.0
         self._closed = False
-        self.loop = Loop(consumer)
-        self._room: Room | None = None
         #: The queue that the message now being received comes from; None: unknown.
-        self.queue: Any = None
+        self.queue: str | None = None
         #: That queue is of a fanout exchange: every worker shall run the task.
         self.broadcast = False
         keeper.ring = self.ring
         keeper.late_end = self._late_end
         keeper.watch = self._watch
 
-    def connected(self) -> None:
-        """A connection is there, and nothing has been received on it."""
-        consumer = self._consumer
-        if not has_fixed_prefetch(consumer):
-            self._room = SharedRoom(consumer.qos, self._max_held)
-            return
-        qos = consumer.qos
-        subscribe = partial(resubscribe, consumer.task_consumer)
-        self._room = FreshRoom(lambda: qos.value, subscribe, self.loop, self._max_held)
-
     def set_queue(self, queue: Any) -> None:
         """The next message comes from this queue."""
-        self.queue = queue
+        self.queue = queue.name
         self.broadcast = queue.exchange.type == "fanout"
 
     # receiving
 
     def wrap(self, name: str, strategy: Strategy) -> Strategy:
         """The gated strategy of a task."""
+        options = self._options(name)
+        keep_free = self._keep_free(options) if options is not None else 0.0
 
         def gated(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **kw: Any) -> Any:
             if self._closed:
                 # Unacknowledged, it goes back to the broker with the connection.
                 return None
-            if self._room is not None and self._room.follows_all:
-                ack, reject = (_followed(answer, self._room, message) for answer in (ack, reject))
-                self._room.received(self.queue, message)
             delivered = Delivered(message, body, ack, reject, callbacks, strategy)
-            incoming = self._incoming(name, message, body)
+            incoming = None
+            if options is not None and not self.broadcast:
+                incoming = self._incoming(name, message, body, options, keep_free)
             if incoming is None:
                 set_header(delivered, None)
                 return strategy(message, body, ack, reject, callbacks, **kw)
@@ -135,15 +130,13 @@ class Gate:
 
         return gated
 
-    def _incoming(self, name: str, message: Any, body: Any) -> Incoming | None:
-        options = self._options(name)
-        if options is None or self.broadcast:
-            return None
+    def _incoming(
+        self, name: str, message: Any, body: Any, options: TaskOptions, keep_free: float
+    ) -> Incoming | None:
         headers = message.headers
         fields = headers if body is None and "id" in headers else body or message.payload
         info = message.delivery_info or {}
-        queue = self.queue and self.queue.name
-        queue = queue or info.get("routing_key") or self._consumer.app.conf.task_default_queue
+        queue = self.queue or info.get("routing_key") or self._consumer.app.conf.task_default_queue
         try:
             identity = read_identity(headers, fields)
             check_name("queue", queue)
@@ -159,7 +152,7 @@ class Gate:
             deaths=identity.deaths,
             late=bool(self._consumer.app.tasks[name].acks_late),
             options=options,
-            keep_free=self._keep_free(options),
+            keep_free=keep_free,
             delivery=Delivery(
                 task=name,
                 tag=str(message.delivery_tag),
@@ -172,29 +165,54 @@ class Gate:
 
     def perform(self, actions: list[Action]) -> None:
         """Carry out what the desk decided, and what it decides on the way."""
-        todo = deque(actions)
-        while todo:
-            action = todo.popleft()
-            todo.extend(self._perform(action) or ())
+        for action in actions:
+            self._perform(action)
+        while cases := self._questions():
+            for action in self._keeper.ask(cases):
+                self._perform(action)
         self._set_alarm()
 
-    def _perform(self, action: Action) -> list[Action] | None:
+    def _perform(self, action: Action) -> None:
         case = action.case
         delivered = self._delivered.get(case)
         if action.do is Do.ASK:
-            return self._keeper.ask([case])
-        if delivered is None:
-            return None
-        if action.do is Do.STOP:
+            self._asking.append(case)
+        elif delivered is None:
+            return
+        elif action.do is Do.STOP:
             self._stop(delivered)
         elif action.do is Do.HOLD:
             self._hold(delivered, action)
-        elif action.do is Do.RETURN:
-            self._give_back(delivered)
         else:
             self._take_room_back(delivered)
             self._pass(delivered, action)
-        return None
+
+    def _questions(self) -> list[Case]:
+        """New deliveries to ask for now, or none yet: a burst of messages costs one call."""
+        if self._asking and len(self._asking) < BURST and self._may_gather():
+            if not self._gathering:
+                self._gathering = True
+                self._consumer.timer.call_after(GATHER, self._gathered)
+            return []
+        # A connection that was lost meanwhile took its messages with it.
+        cases = [case for case in self._asking if case.phase is Phase.ASKING]
+        self._asking.clear()
+        return cases
+
+    def _may_gather(self) -> bool:
+        """The pool has enough to do, and this loop has timers that are on time."""
+        if self._closed or self._consumer.hub is None:
+            return False
+        return self._keeper.busy(PLENTY * self._consumer.pool.num_processes)
+
+    def _gathered(self) -> None:
+        self._gathering = False
+        if self._closed:
+            return
+        cases = [case for case in self._asking if case.phase is Phase.ASKING]
+        self._asking.clear()
+        if cases:
+            self.perform(self._keeper.ask(cases))
 
     def _pass(self, delivered: Delivered, action: Action) -> None:
         case = delivered.case
@@ -249,19 +267,21 @@ class Gate:
         self._keeper.tell("held", delivered.case, _holder(action))
         # A killed worker's claims are known to the store; what it holds must be known as well.
         self._keeper.wake_for_hold()
-        if not (delivered.roomy or delivered.let_go) and self._room is not None:
-            delivered.roomy = self._room.hold(delivered.message)
+        if delivered.let_go:
+            return
+        qos = self._consumer.qos
+        if delivered.roomy or self._roomy >= self._max_held or qos is None:
+            return
+        before = qos.value
+        # A limit (worker_eta_task_limit) makes the increment silently do nothing.
+        delivered.roomy = qos.increment_eventually() != before
+        self._roomy += delivered.roomy
 
     def _take_room_back(self, delivered: Delivered) -> None:
-        if delivered.roomy and self._room is not None:
+        if delivered.roomy:
             delivered.roomy = False
-            self._room.go_on(delivered.message)
-
-    def _give_back(self, delivered: Delivered) -> None:
-        self._take_room_back(delivered)
-        self._forget(delivered.case)
-        self._keeper.tell("returned", delivered.case, "waits in its queue, for it was held long")
-        delivered.reject(logger, self._consumer.connection_errors, True)
+            self._roomy -= 1
+            self._consumer.qos.decrement_eventually()
 
     def _stop(self, delivered: Delivered) -> None:
         case, request = delivered.case, delivered.request
@@ -289,21 +309,12 @@ class Gate:
     # what Celery does with a request
 
     def submit(self, request: Request) -> Case | None:
-        """The case of a request that goes to the pool; None: it is not claimed.
-
-        Raises:
-            TaskRevokedError: its claim was given back with its connection, and its message has
-                gone to somebody; the pool's slot is given back.
-        """
+        """The case of a request that goes to the pool; None: it is not claimed."""
         header = request.request_dict.get(HEADER)
-        if not header or "grant_id" not in header:
-            return None
-        case = self._keeper.case(header["grant_id"])
+        case = self._keeper.case(header["grant_id"]) if header and "grant_id" in header else None
         delivered = self._delivered.get(case) if case is not None else None
         if case is None or delivered is None:
-            # Not task_ready, which would forget the request of the message's next delivery.
-            state.reserved_requests.discard(request)
-            raise TaskRevokedError(request.id)
+            return None
         delivered.request = request
         return case
 
@@ -330,10 +341,9 @@ class Gate:
             self._keeper.dropped(case)
             self._forget(case)
             return
-        at_broker = not (delivered.answered or delivered.let_go)
-        actions = self._keeper.returned(case, at_broker=at_broker)
+        actions = self._keeper.returned(case)
         if actions:
-            self.loop.call(self.perform, actions)
+            self._consumer.call_soon(self.perform, actions)
         else:
             self._forget(case)
 
@@ -370,7 +380,7 @@ class Gate:
             delivered.pending = send
 
     def _late_end(self, case: Case, lost: bool) -> None:
-        self.loop.call(self._send_late, case, lost)
+        self._consumer.call_soon(self._send_late, case, lost)
 
     def _send_late(self, case: Case, lost: bool) -> None:
         delivered = self._delivered.get(case)
@@ -388,20 +398,19 @@ class Gate:
         if event.name in SENT and dispatcher is not None and dispatcher.enabled:
             # Not from here: this may be a thread that must not touch the broker's connection.
             kind = EVENT_PREFIX + event.name.replace("_", "-")
-            self.loop.call(partial(dispatcher.send, kind, **event_fields(event)))
+            self._consumer.call_soon(partial(dispatcher.send, kind, **event_fields(event)))
 
     # time and ends
 
     def ring(self) -> None:
         """From any thread: look after the held deliveries soon."""
-        self.loop.call(self.pump)
+        self._consumer.call_soon(self.pump)
 
     def pump(self) -> None:
         """Ask for the held deliveries whose time has come."""
         if self._closed:
             return
         self._alarm_at = 0.0
-        self.perform(self._keeper.overdue())
         for _ in range(ROUNDS):
             cases = self._keeper.due()
             if not cases:
@@ -420,6 +429,7 @@ class Gate:
     def disconnected(self) -> None:
         """The connection is gone, and with it every message that waits."""
         self._keeper.disconnected()
+        self._roomy = 0
         kept = set(self._keeper.desk.active())
         for case in list(self._delivered):
             if case not in kept:
@@ -433,20 +443,11 @@ class Gate:
         self._closed = True
         for delivered in list(self._delivered.values()):
             if delivered.pending is not None and not delivered.case.lost:
-                delivered.directly = True
                 delivered.pending()
                 delivered.pending = None
 
     def _forget(self, case: Case) -> None:
         self._delivered.pop(case, None)
-
-
-def _followed(answer: Callable[..., Any], room: Room, message: Any) -> Callable[..., Any]:
-    def follow(*args: Any) -> Any:
-        room.answered(message)
-        return answer(*args)
-
-    return follow
 
 
 def _grant(case: Case) -> str:

@@ -183,6 +183,6 @@ class Heartbeat:
         except StoreError as error:
             self._keeper.store_failed(error)
             return 0
-        if sweep.cleaned:
-            emit(ClaimEvent("swept", f"{sweep.cleaned} expired claims"))
+        if sweep.cleaned or sweep.given_back:
+            emit(ClaimEvent("swept", str(sweep)))
         return sweep.cleaned

@@ -19,7 +19,7 @@ from .case import Case
 from .gate import Gate
 from .keeper import Keeper
 from .protocol import Outcome
-from .seams import job_owner, keep_if_sent, unaccepted_jobs, was_cancelled
+from .seams import is_terminating, was_cancelled
 from .settling import Ending
 from .tracer import LostRun, NotRun, Recorded, acks_on
 
@@ -65,35 +65,6 @@ class PoolWatch:
 
         return watched
 
-    def wrap_flush(self, pool: Any) -> None:
-        """Look after what the pool gives up when the connection is lost. Idempotent."""
-        flush = getattr(pool, "flush", None)
-        if flush is not None and not isinstance(flush, Flush):
-            pool.flush = Flush(pool, flush)
-
-
-class Flush:
-    """The pool's ``flush``, which gives up every body that is not known to have begun.
-
-    Celery expects their messages to come again. But a body that was sent to a child runs there, and
-    so its callbacks must stay; and of one that was not sent, the claim must not be kept.
-    """
-
-    def __init__(self, pool: Any, flush: Callable[[], Any]) -> None:
-        self._pool = pool
-        self._flush = flush
-
-    def __call__(self) -> None:
-        watches = {
-            job: watch
-            for job in unaccepted_jobs(self._pool)
-            if isinstance(watch := job_owner(job), Watch)
-        }
-        self._flush()
-        for job, watch in watches.items():
-            if not keep_if_sent(self._pool, job):
-                watch.given_up()
-
 
 class Watch:
     """The callbacks of one claimed request."""
@@ -116,11 +87,6 @@ class Watch:
         if self._accept is not None:
             self._accept(*args, **kwargs)
 
-    def given_up(self) -> None:
-        """The pool will not run the body."""
-        if self._case.grant_id == self._grant_id:
-            self._keeper.unsubmitted(self._case)
-
     def result(self, result: Any, **kwargs: Any) -> None:
         if not isinstance(result, tuple):
             # Celery's in-process pools report a BaseException like this, and then fail on it.
@@ -140,7 +106,11 @@ class Watch:
         self._end(ending, isinstance(runtime, Recorded), self._result, plain, **kwargs)
 
     def error(self, einfo: Any, *args: Any, **kwargs: Any) -> None:
-        self._end(self._ending(einfo), False, self._error, einfo, *args, **kwargs)
+        ending = self._ending(einfo)
+        if ending is Ending.WORKER_LOST and self._is_cut_off():
+            self._end(Ending.TERMINATED, False, task_ready, self._request)
+            return
+        self._end(ending, False, self._error, einfo, *args, **kwargs)
 
     def timeout(self, soft: bool, timeout: float, *args: Any, **kwargs: Any) -> None:
         if soft:
@@ -181,10 +151,20 @@ class Watch:
         finally:
             cancelled = was_cancelled(self._request)
             outcome = self._keeper.returning(case, cancelled=cancelled)
-            if outcome is Outcome.NACKED and case.incoming.late and not cancelled:
+            stays = not (cancelled or is_terminating())
+            if outcome is Outcome.NACKED and case.incoming.late and stays:
                 self._gate.come_back(case)
             else:
                 self._gate.over(case)
+
+    def _is_cut_off(self) -> bool:
+        """A cold shutdown killed the child and Celery does not know: it would report a failure and
+        acknowledge the message, although that goes back when the connection closes.
+
+        Celery 5.5 began to cancel what it is about to kill.
+        """
+        late = self._case.incoming.late
+        return late and is_terminating() and not was_cancelled(self._request)
 
     def _come_back(self, *, started: bool, lost: bool = False) -> None:
         if self._case.grant_id != self._grant_id:

@@ -12,21 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 from celery.local import Proxy
+from celery.worker import state
 from celery.worker.request import Request
-from celery.worker.state import task_ready
 from kombu.transport import virtual
 
 __all__ = [
     "actual",
     "announce_queue",
-    "has_fixed_prefetch",
-    "job_owner",
-    "keep_if_sent",
+    "is_terminating",
     "let_go",
     "request_context",
-    "resubscribe",
     "stop_body",
-    "unaccepted_jobs",
     "was_cancelled",
 ]
 
@@ -46,6 +42,11 @@ def was_cancelled(request: Request) -> bool:
     return bool(request._already_cancelled)
 
 
+def is_terminating() -> bool:
+    """A cold shutdown was asked for: the pool is cut off, or will be in a moment."""
+    return state.should_terminate not in (None, False)
+
+
 def stop_body(request: Request, pool: Any) -> None:
     """Kill the body of a request, and write nothing: its result is the next owner's."""
     if "emit_retry" in inspect.signature(request.cancel).parameters:
@@ -55,7 +56,7 @@ def stop_body(request: Request, pool: Any) -> None:
     request._already_cancelled = True
     if request.time_start:
         pool.terminate_job(request.worker_pid, signal.SIGTERM)
-        task_ready(request)
+        state.task_ready(request)
     result = request._apply_result and request._apply_result()
     if result is not None:
         result.terminate(signal.SIGTERM)
@@ -98,67 +99,4 @@ def let_go(message: Any) -> bool:
     # What Redis knows is changed by the subclass only.
     forget: Any = virtual.QoS.ack
     forget(channel.qos, message.delivery_tag)
-    return True
-
-
-def has_fixed_prefetch(consumer: Any) -> bool:
-    """Whether a prefetch count that is sent now is for later subscriptions only."""
-    if consumer.connection.transport.driver_type != "amqp":
-        # Kombu's own transports have one count for a channel, whatever they are asked for.
-        return False
-    if hasattr(consumer, "qos_global"):
-        return consumer.qos_global is False
-    queues = consumer.app.amqp.queues.values()
-    return bool(consumer.app.conf.get("worker_detect_quorum_queues")) and any(
-        (queue.queue_arguments or {}).get("x-queue-type") == "quorum" for queue in queues
-    )
-
-
-def resubscribe(
-    task_consumer: Any, queue: Any, prefetch_count: int, usual: int, begin: Callable[[], None]
-) -> None:
-    """End a subscription and begin another with fresh credit; what it delivered stays here.
-
-    Parameters:
-        task_consumer: kombu's consumer of the worker's queues.
-        queue: one of them, bound to the channel.
-        prefetch_count: of the new subscription.
-        usual: of those that Celery begins later.
-        begin: called between the two.
-    """
-    tag = task_consumer._active_tags.pop(queue.name, None)
-    if tag is None:
-        # ``celery control cancel_consumer`` was here first.
-        return
-    channel = task_consumer.channel
-    channel.basic_cancel(tag)
-    begin()
-    channel.basic_qos(0, prefetch_count, False)
-    task_consumer._basic_consume(queue, nowait=False)
-    channel.basic_qos(0, usual, False)
-
-
-def unaccepted_jobs(pool: Any) -> list[Any]:
-    """What a prefork pool with an event loop has taken, and not heard the beginning of."""
-    return [job for job in pool._pool._cache.values() if not job.accepted()]
-
-
-def job_owner(job: Any) -> object:
-    """Whose method the pool calls with the result."""
-    return getattr(job._callback, "__self__", None)
-
-
-def keep_if_sent(pool: Any, job: Any) -> bool:
-    """Take a job that the pool gave up back into its books, if a living child got it.
-
-    Returns:
-        whether its callbacks will be called.
-    """
-    books = pool._pool._cache
-    if job.ready() or job._job in books:
-        return True
-    child = job._write_to
-    if child is None or not child._is_alive():
-        return False
-    books[job._job] = job
     return True

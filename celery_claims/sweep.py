@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .brokers import Deliveries
+from .brokers import Deliveries, Fate
 from .errors import StoreError
 from .protocol import Record
 from .stores import Store, View
@@ -24,10 +26,21 @@ MAX_PAGES = 50
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What one run did: how many expired claims it saw, and how many of them it cleaned up."""
+    """What one run did.
+
+    Parameters:
+        seen: expired claims that it saw.
+        cleaned: how many of them it cleaned up.
+        given_back: messages that it gave back to a broker which does not do so by itself.
+    """
 
     seen: int
     cleaned: int
+    given_back: int = 0
+
+    def __str__(self) -> str:
+        told = f"{self.cleaned} of {self.seen} expired claims cleaned up"
+        return f"{told}, {self.given_back} messages given back" if self.given_back else told
 
 
 class Sweeper:
@@ -52,38 +65,55 @@ class Sweeper:
         Raises:
             StoreError: of the store; a broker that does not answer is for the next run.
         """
+        seen = cleaned = given_back = 0
         try:
-            if self._deliveries is not None:
-                self._deliveries.give_back_untouched()
-        except StoreError as error:
-            return self._broker_failed(error)
-        seen = cleaned = 0
+            # The claims first, for they may be cleaned up once their messages are back.
+            for records in self._pages():
+                seen += len(records)
+                fates = self._give_back(records)
+                given_back += fates.count(Fate.PUT_BACK)
+                cleaned += self._clean(records, fates)
+            given_back += self._give_back_untouched()
+        except _BrokerFailed as error:
+            logger.warning("expired claims stay until the broker answers: %s", error.__cause__)
+            self._clean((), [])
+        return Sweep(seen, cleaned, given_back)
+
+    def _pages(self) -> Iterator[tuple[Record, ...]]:
         cursor: str | None = None
         for _ in range(MAX_PAGES):
             page = self._store.scan(View.ORPHANED, cursor=cursor, limit=PAGE)
-            seen += len(page.records)
-            try:
-                back = self._give_back(page.records)
-            except StoreError as error:
-                self._broker_failed(error)
-                break
-            cleaned += self._clean(back)
+            yield page.records
             cursor = page.cursor
             if cursor is None:
-                break
-        return Sweep(seen, cleaned)
+                return
 
-    def _give_back(self, records: tuple[Record, ...]) -> list[Record]:
-        """Those whose message is in nobody's hands."""
+    def _give_back(self, records: tuple[Record, ...]) -> list[Fate]:
         if self._deliveries is None or not records:
-            return list(records)
-        back = self._deliveries.give_back(records)
-        return [record for record, is_back in zip(records, back, strict=True) if is_back]
+            return [Fate.NOBODYS] * len(records)
+        with _telling_them_apart():
+            return self._deliveries.give_back(records)
 
-    def _clean(self, records: list[Record]) -> int:
-        expiries = [record.as_expiry() for record in records]
+    def _give_back_untouched(self) -> int:
+        if self._deliveries is None:
+            return 0
+        with _telling_them_apart():
+            return self._deliveries.give_back_untouched()
+
+    def _clean(self, records: tuple[Record, ...], fates: list[Fate]) -> int:
+        pairs = zip(records, fates, strict=True)
+        expiries = [record.as_expiry() for record, fate in pairs if fate is not Fate.IN_HAND]
         return sum(self._store.expire(expiries, keep_ms=self._keep_ms))
 
-    def _broker_failed(self, error: StoreError) -> Sweep:
-        logger.warning("expired claims stay until the broker answers: %s", error)
-        return Sweep(0, self._clean([]))
+
+class _BrokerFailed(Exception):
+    """Its cause is the error."""
+
+
+@contextmanager
+def _telling_them_apart() -> Iterator[None]:
+    """A broker's errors have the class of a store's."""
+    try:
+        yield
+    except StoreError as error:
+        raise _BrokerFailed from error

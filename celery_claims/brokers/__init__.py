@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
 from ..protocol import Record
 
-__all__ = ["Deliveries", "InHand", "open_deliveries"]
+__all__ = ["Deliveries", "Fate", "InHand", "open_deliveries"]
 
 
 class InHand(NamedTuple):
@@ -15,6 +16,17 @@ class InHand(NamedTuple):
 
     tag: str
     queue: str
+
+
+class Fate(IntEnum):
+    """What ``give_back`` did to a message."""
+
+    #: some worker touched it within a lease
+    IN_HAND = -1
+    #: nothing: it is in its queue already, or acknowledged
+    NOBODYS = 0
+    #: it is in its queue again
+    PUT_BACK = 1
 
 
 class Deliveries(Protocol):
@@ -35,12 +47,11 @@ class Deliveries(Protocol):
         Atomicity: each message by itself. A message that is acknowledged is left alone.
         """
 
-    def give_back(self, records: Sequence[Record]) -> list[bool]:
+    def give_back(self, records: Sequence[Record]) -> list[Fate]:
         """Put the messages of expired claims back into their queues.
 
         Returns:
-            of each record whether its message is in nobody's hands now; if it is, some worker
-            touched it within a lease.
+            of each record what became of its message.
         Atomicity: each message is at any moment in its queue or where it was. Who repeats this,
         or does it at the same time, puts nothing back twice.
         """

@@ -16,7 +16,7 @@ from typing import Any
 from ..protocol import Record
 from ..stores.redis_link import Call, Link, Script
 from ..stores.redis_url import parse_url
-from . import InHand
+from . import Fate, InHand
 from .redis_address import options_of, url_of
 from .redis_names import Entry, read_entry, read_names
 
@@ -32,8 +32,6 @@ SHORTEST = 0.1
 CHUNK = 1000
 #: Untouched messages read at a time.
 PAGE = 100
-#: What the script answers.
-_PUT_BACK, _IN_HAND = 1, -1
 #: Pages of one ``give_back_untouched``; the next one goes on with what is left.
 MAX_PAGES = 50
 
@@ -61,17 +59,17 @@ class RedisDeliveries:
         if calls:
             self._link.run(calls)
 
-    def give_back(self, records: Sequence[Record]) -> list[bool]:
+    def give_back(self, records: Sequence[Record]) -> list[Fate]:
         wanted = [InHand(r.delivery.tag, r.delivery.queue or r.queue) for r in records]
-        return [answer != _IN_HAND for answer in self._give_back(wanted)]
+        return self._give_back(wanted)
 
     def give_back_untouched(self) -> int:
         count = 0
         for _ in range(MAX_PAGES):
             call = Call(_UNTOUCHED, [self._names.key(self._names.touched)], [self._age, PAGE])
             (members,) = self._link.run([call])
-            answers = self._give_back([_unpack(member) for member in members])
-            count += answers.count(_PUT_BACK)
+            fates = self._give_back([_unpack(member) for member in members])
+            count += fates.count(Fate.PUT_BACK)
             if len(members) < PAGE:
                 break
         return count
@@ -87,17 +85,13 @@ class RedisDeliveries:
         pairs = [part for each in (*mine, *dropped) for part in (each.tag, _pack(each))]
         return Call(_TOUCH, self._keys(), [len(mine), *pairs])
 
-    def _give_back(self, wanted: Sequence[InHand]) -> list[int]:
-        """Of each the answer of the script."""
+    def _give_back(self, wanted: Sequence[InHand]) -> list[Fate]:
         if not wanted:
             return []
         unacked = self._names.key(self._names.unacked)
         found = self._link.ask("HMGET", unacked, *(each.tag for each in wanted))
         calls = [self._call(each, stored) for each, stored in zip(wanted, found, strict=True)]
-        answers = list(self._link.run(calls))
-        if _PUT_BACK in answers:
-            logger.info("put %d messages of dead workers back", answers.count(_PUT_BACK))
-        return answers
+        return [Fate(answer) for answer in self._link.run(calls)]
 
     def _call(self, in_hand: InHand, stored: bytes | None) -> Call:
         lists: list[bytes] = []

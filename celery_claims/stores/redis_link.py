@@ -305,7 +305,8 @@ class _TooFewReplicas(Exception):
 
 _READ_ONLY: tuple[type[Exception], ...] = (ReadOnlyError,)
 
-#: Which error it is by its class or, inside a script on older servers, by its text.
+#: Which error it is by its class or by its text: inside a script on older servers, and from
+#: redis-py 5, which knows the class in a cluster only.
 _KINDS: tuple[
     tuple[tuple[type[Exception], ...], str, Callable[[str, str], StoreError], str], ...
 ] = (
@@ -326,7 +327,7 @@ _KINDS: tuple[
     ((BusyLoadingError,), "", StoreUnavailable, "it starts"),
     (
         (MovedError,),
-        "",
+        "MOVED ",
         StoreUnavailable,
         "the server is part of a cluster: use redis+cluster://, or the slot is moving",
     ),

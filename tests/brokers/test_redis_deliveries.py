@@ -12,7 +12,7 @@ from typing import Any
 
 import kombu
 import pytest
-from celery_claims.brokers import InHand, open_deliveries
+from celery_claims.brokers import Fate, InHand, open_deliveries
 from celery_claims.brokers.redis import PAGE, RedisDeliveries
 from celery_claims.errors import StoreUnavailable
 from celery_claims.protocol import Attempt, Delivery, Record, State
@@ -105,7 +105,7 @@ class Bench:
         names = sorted(n for n in self.client.keys("*") if n == key or n.startswith(key + sep))
         return [json.loads(item) for name in names for item in self.client.lrange(name, 0, -1)]
 
-    def give_back(self, *tags: str, queue: str = "q") -> list[bool]:
+    def give_back(self, *tags: str, queue: str = "q") -> list[Fate]:
         return self.deliveries.give_back([record(tag, queue) for tag in tags])
 
 
@@ -210,7 +210,7 @@ class TestGiveBack:
         tag = bench.take()
         assert tag == expected_tag
         bench.age(tag)
-        assert bench.give_back(tag) == [True]
+        assert bench.give_back(tag) == [Fate.PUT_BACK]
         assert bench.waiting() == [expected]
         assert bench.broker.unacked() == []
         assert bench.score(tag) is None
@@ -226,7 +226,7 @@ class TestGiveBack:
         """The claim may have expired because the store was down."""
         tag = bench.taken()
         bench.deliveries.touch([InHand(tag, "q")])
-        assert bench.give_back(tag) == [False]
+        assert bench.give_back(tag) == [Fate.IN_HAND]
         assert bench.broker.unacked() == [tag]
         assert bench.waiting() == []
 
@@ -234,14 +234,14 @@ class TestGiveBack:
         """In its queue already, or acknowledged: its claim may go."""
         tag = bench.taken()
         bench.channel.basic_ack(tag)
-        assert bench.give_back(tag, "never-was", "") == [True, True, True]
+        assert bench.give_back(tag, "never-was", "") == [Fate.NOBODYS] * 3
         assert bench.waiting() == []
 
     def test_each_goes_its_way(self, bench: Bench) -> None:
         dead, alive = bench.taken(), bench.taken("other")
         bench.age(dead)
         records = [record(alive, "other"), record(dead)]
-        assert bench.deliveries.give_back(records) == [False, True]
+        assert bench.deliveries.give_back(records) == [Fate.IN_HAND, Fate.PUT_BACK]
 
     def test_of_two_at_once_one_gives_it_back(self, bench: Bench) -> None:
         tags = [bench.taken() for _ in range(50)]
@@ -281,7 +281,7 @@ class TestGiveBack:
             return answer
 
         monkeypatch.setattr(link, "ask", asking)
-        assert bench.give_back(tag) == [False]
+        assert bench.give_back(tag) == [Fate.IN_HAND]
         assert bench.broker.unacked() == [tag]
         assert bench.waiting() == []
 
@@ -295,7 +295,7 @@ class TestGiveBack:
         tags = {bench.take("one"), bench.take("two")}
         assert len(tags) == 1
         bench.age(*tags)
-        assert bench.give_back(*tags, queue="one") == [True]
+        assert bench.give_back(*tags, queue="one") == [Fate.PUT_BACK]
         assert [len(bench.waiting(queue)) for queue in ("one", "two")] == [2, 2]
 
     def test_what_cannot_be_read_hides_no_other(
@@ -304,7 +304,7 @@ class TestGiveBack:
         strange, fine = bench.taken(), bench.taken()
         bench.client.hset("unacked", strange, "[]")
         bench.age(strange, fine)
-        assert bench.give_back(strange, fine) == [False, True]
+        assert bench.give_back(strange, fine) == [Fate.IN_HAND, Fate.PUT_BACK]
         assert bench.client.hget("unacked", strange) == "[]"
         assert strange in caplog.text
 

@@ -25,7 +25,8 @@ def put_at_once(channel: Channel, queue: str, payload: Any, **options: Any) -> N
     """In place of ``Channel._put``."""
     name = f"{round(time.monotonic() * 1000)}_{uuid.uuid4()}.{queue}.msg"
     target = Path(channel.data_folder_out)
-    aside = target / f".{name}.new"
+    # Not named after the queue: before kombu 5.7 a consumer takes every file that has its name.
+    aside = target / f".{uuid.uuid4()}.new"
     aside.write_text(dumps(payload))
     aside.rename(target / name)
 
@@ -37,7 +38,7 @@ def bind_to_existing(
     channel: Channel, exchange: str, routing_key: str, pattern: str, queue: str
 ) -> None:
     """In place of ``Channel._queue_bind``, which is safe once the exchange's file exists."""
-    file = channel._exchange_file(exchange)
+    file = channel.control_folder / f"{exchange}.exchange"
     channel.control_folder.mkdir(exist_ok=True)
     aside = file.with_name(f".{uuid.uuid4()}.new")
     aside.write_text("[]")

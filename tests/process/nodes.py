@@ -117,18 +117,6 @@ class SiteBroker(CeleryTestBroker):
         """How many messages wait in the queue."""
         raise NotImplementedError
 
-    def left(self, queue: str = "celery") -> int:
-        """How many messages of the queue are not acknowledged, for tests whose workers are gone."""
-        return self.waiting(queue)
-
-    @property
-    def claims(self) -> dict[str, Any]:
-        """Settings of ``install`` that this broker needs."""
-        return {}
-
-    def release(self) -> None:
-        """Nothing uses it any more."""
-
     def redeliver(self, task_id: str) -> int:
         """Deliver a task's messages again that workers have, delivery tag and all, as a broker
         does by itself when it thinks that they are gone.
@@ -180,7 +168,7 @@ class FolderBroker(EmbeddedBroker):
         # Also those that were acknowledged, which no other broker can.
         found = [path for path in self.consumed.glob("*.msg") if _task_of(path) == task_id]
         for path in found:
-            aside = self.queue / f".{path.name}.new"
+            aside = self.queue / f".{uuid.uuid4()}.new"
             shutil.copy(path, aside)
             aside.rename(self.queue / f"{uuid.uuid4()}.{path.name.partition('.')[2]}")
         return len(found)

@@ -44,7 +44,8 @@ class RedisBroker(SiteBroker):
     Parameters:
         folder: of the site.
         server: the test's own, for what must not happen to others; the shared one if not given.
-        url: the server's, where it is reached in another way than directly.
+        port: where workers reach it, if not directly.
+        url: how they reach it, if it is more than a port.
         options: ``broker_transport_options``; a site's ``conf`` may replace them.
     """
 
@@ -55,13 +56,14 @@ class RedisBroker(SiteBroker):
         folder: Path,
         server: RedisServer | None = None,
         *,
+        port: int | None = None,
         url: str | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.server = server or shared_server()
         self.database = 0 if server else own_database()
-        direct = f"redis://127.0.0.1:{self.server.port}/{self.database}"
-        super().__init__(FolderContainer(folder, url or direct, options))
+        plain = f"redis://127.0.0.1:{port or self.server.port}/{self.database}"
+        super().__init__(FolderContainer(folder, url or plain, options))
 
     def client(self) -> Any:
         """A client of the test's own, that decodes what it reads."""
@@ -80,10 +82,24 @@ class RedisBroker(SiteBroker):
 
     def unacked(self, task_id: str | None = None) -> list[str]:
         """The delivery tags of messages that workers have, of one task or of all."""
+        return [
+            tag for tag, message in self._held() if task_id in (None, message["headers"].get("id"))
+        ]
+
+    def _held(self) -> list[tuple[str, dict[str, Any]]]:
         key = self.key(self.options.get("unacked_key", Channel.unacked_key))
         with self.client() as client:
-            held = client.hgetall(key)
-        return [tag for tag, message in held.items() if task_id in (None, _task_of(message))]
+            return [(tag, json.loads(entry)[0]) for tag, entry in client.hgetall(key).items()]
+
+    def redelivered(self) -> list[str]:
+        """The delivery tags of messages that workers have, and that had been put back before."""
+        return [tag for tag, message in self._held() if message["headers"].get("redelivered")]
+
+    def touched(self) -> int:
+        """How many messages the workers have told to be in their hands."""
+        index = self.options.get("unacked_index_key", Channel.unacked_index_key)
+        with self.client() as client:
+            return int(client.zcard(self.key(f"{index}.celery_claims")))
 
     def redeliver(self, task_id: str) -> int:
         tags = self.unacked(task_id)
@@ -93,10 +109,3 @@ class RedisBroker(SiteBroker):
                 # for Celery names the queue in the routing key.
                 connection.default_channel.qos.restore_by_tag(tag)
         return len(tags)
-
-
-def _task_of(message: str) -> str | None:
-    """Of an entry of the hash of unacknowledged messages."""
-    payload, _exchange, _routing_key = json.loads(message)
-    task_id: str | None = (payload.get("headers") or {}).get("id")
-    return task_id

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from celery_claims.brokers import InHand
+from celery_claims.brokers import Fate, InHand
 from celery_claims.case import Action, Case, Do, Incoming
 from celery_claims.config import TaskOptions
 from celery_claims.desk import Desk
@@ -210,7 +210,7 @@ class FakeDeliveries:
     """A broker's unacknowledged messages.
 
     Parameters:
-        is_back: answers of each record whether its message is in nobody's hands.
+        is_back: of each record whether its message is in nobody's hands.
     """
 
     touch_every = 1200.0
@@ -227,9 +227,9 @@ class FakeDeliveries:
         self._answer()
         self.touches.append((list(mine), list(dropped)))
 
-    def give_back(self, records: Sequence[Record]) -> list[bool]:
+    def give_back(self, records: Sequence[Record]) -> list[Fate]:
         self._answer()
-        return [self.is_back(record) for record in records]
+        return [Fate.PUT_BACK if self.is_back(r) else Fate.IN_HAND for r in records]
 
     def give_back_untouched(self) -> int:
         self._answer()

@@ -21,8 +21,6 @@ from celery_claims.testing import FakeClock
 from tests.unit.factories import incoming
 
 LEASE_MS = 30_000
-#: Seconds that a delivery is held at most.
-MAX_WAIT = 40.0
 
 
 class Call(enum.Enum):
@@ -68,7 +66,6 @@ class Worker:
         self.perform(actions, call, delay_ms)
 
     def ask_due(self, call: Call, delay_ms: int) -> None:
-        self.perform(self.desk.overdue(self.world.now), call, delay_ms)
         for case in self.desk.due(self.world.now):
             self.ask(case, call, delay_ms)
 
@@ -78,8 +75,6 @@ class Worker:
                 self.ask(case, call, delay_ms)
             elif do is Do.SKIP:
                 self.acknowledge(case)
-            elif do is Do.RETURN:
-                self.give_to_broker(case)
             elif do is Do.STOP:
                 self.to_stop.add(case)
             elif do is Do.REPORT:
@@ -215,7 +210,7 @@ class Worker:
     # what there is to do
 
     def may_ask(self) -> bool:
-        at = self.desk.next_alarm()
+        at = self.desk.lines.next_alarm()
         return at is not None and at <= self.world.now
 
     def may_record(self) -> bool:
@@ -257,8 +252,7 @@ class World:
 
     def new_desk(self, name: str) -> Desk:
         self._boots += 1
-        rng = random.Random(self._boots)
-        return Desk(f"{name}/{self._boots}", self._new_grant, max_wait=MAX_WAIT, rng=rng)
+        return Desk(f"{name}/{self._boots}", self._new_grant, rng=random.Random(self._boots))
 
     def _new_grant(self) -> str:
         self._grants += 1

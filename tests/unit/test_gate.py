@@ -1,19 +1,21 @@
-"""What the gate does with a message when the store's last word is not what it hoped for."""
+"""When the gate asks for a message, and what it does when the answer is not what it hoped for."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from celery.exceptions import TaskRevokedError
 from celery_claims import gate as module
 from celery_claims.case import Action, Case, Do
 from celery_claims.delivered import Delivered
-from celery_claims.gate import Gate
-from celery_claims.headers import HEADER
+from celery_claims.gate import BURST, GATHER, Gate
+from celery_claims.keeper import Keeper
+from celery_claims.protocol import ClaimAnswer, ClaimRequest
+from celery_claims.stores.memory import MemoryStore
 
-from tests.unit.factories import incoming
+from tests.unit.factories import OPTIONS, incoming
 
 
 @pytest.mark.parametrize(
@@ -34,52 +36,112 @@ def test_a_report_that_comes_too_late_leaves_the_message_to_the_next_owner(
     gate._delivered[delivered.case] = delivered
     keeper.next_alarm.return_value = None
     gate.perform([Action(Do.REPORT, delivered.case)])
-    assert delivered._reject.called is rejected
+    assert delivered.reject.called is rejected
     assert keeper.returned.called is not rejected
-    delivered._acknowledge.assert_not_called()
+    delivered.acknowledge.assert_not_called()
 
 
-@pytest.fixture
-def gate() -> Gate:
-    keeper = MagicMock()
-    keeper.next_alarm.return_value = None
-    return Gate(MagicMock(), keeper, MagicMock(), MagicMock(), max_held=10)
+class Burst:
+    """A gate with a consumer of two processes; messages are handed in, timers fire by hand."""
+
+    def __init__(self, *, hub: bool = True) -> None:
+        self.store = CountingStore(private=True)
+        self.keeper = Keeper("w1@host", self.store, run_when_down=False, can_stop=True)
+        self.consumer = MagicMock()
+        self.consumer.pool.num_processes = 2
+        self.consumer.event_dispatcher = None
+        if not hub:
+            self.consumer.hub = None
+        self.gate = Gate(self.consumer, self.keeper, lambda _: OPTIONS, lambda _: 60.0, 10)
+        self.gate.queue = "celery"
+        self.strategy = MagicMock()
+        self.gated = self.gate.wrap("proj.add", self.strategy)
+
+    def receive(self, *task_ids: str) -> None:
+        for task_id in task_ids:
+            message = MagicMock(headers={"id": task_id}, delivery_tag=task_id, delivery_info={})
+            message.properties = {}
+            self.gated(message, None, MagicMock(), MagicMock(), None)
+
+    def fire(self) -> None:
+        """What the loop does once the time of a timer has come."""
+        for call in self.consumer.timer.call_after.call_args_list:
+            delay, callback = call.args
+            if delay == GATHER:
+                callback()
+        self.consumer.timer.call_after.reset_mock()
 
 
-def deliver(gate: Gate) -> Delivered:
-    delivered = Delivered(MagicMock(), None, MagicMock(), MagicMock(), None, MagicMock())
-    delivered.case = Case(incoming(), connection=0, grant_id="grant")
-    gate._delivered[delivered.case] = delivered
-    return delivered
+class CountingStore(MemoryStore):
+    """Remembers the size of each call."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.sizes: list[int] = []
+
+    def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimAnswer]:
+        self.sizes.append(len(requests))
+        return super().claim(requests)
 
 
-def test_a_delivery_that_waited_too_long_goes_back_to_its_queue(gate: Gate) -> None:
-    """Promise 5: rejected to be delivered again, not acknowledged and not dropped."""
-    delivered = deliver(gate)
-    gate.perform([Action(Do.RETURN, delivered.case)])
-    delivered._reject.assert_called_once()
-    assert delivered._reject.call_args.args[2] is True
-    delivered._acknowledge.assert_not_called()
-    assert gate._delivered == {}
+#: As many as keep two processes busy while others are gathered.
+BUSY = [f"busy-{number}" for number in range(4)]
 
 
-def test_at_the_end_an_acknowledgement_does_not_take_the_loops_way(gate: Gate) -> None:
-    """The loop has ended by then, and would never send it."""
-    delivered = deliver(gate)
-    delivered.pending = partial(delivered.acknowledge, "log", "errors")
-    gate.closing()
-    delivered.message.ack_log_error.assert_called_once_with("log", "errors")
-    delivered._acknowledge.assert_not_called()
+def test_an_idle_worker_asks_at_once() -> None:
+    """No message waits for company that may never come."""
+    burst = Burst()
+    burst.receive(*BUSY)
+    assert burst.store.sizes == [1, 1, 1, 1]
+    assert burst.strategy.call_count == 4
 
 
-def test_a_request_whose_claim_was_given_back_does_not_run(gate: Gate) -> None:
-    """An older Celery lets the ETA timers of a lost connection go on."""
-    gate._keeper.case.return_value = None
-    request = MagicMock(id="id-1", request_dict={HEADER: {"grant_id": "of another connection"}})
-    with pytest.raises(TaskRevokedError):
-        gate.submit(request)
+def test_a_busy_worker_asks_for_a_burst_in_one_call() -> None:
+    burst = Burst()
+    burst.receive(*BUSY, "a", "b", "c")
+    assert burst.store.sizes == [1] * 4
+    burst.fire()
+    assert burst.store.sizes == [1, 1, 1, 1, 3]
+    assert burst.strategy.call_count == 7
 
 
-def test_a_request_without_a_claim_is_celerys_own(gate: Gate) -> None:
-    assert gate.submit(MagicMock(request_dict={})) is None
-    assert gate.submit(MagicMock(request_dict={HEADER: {"queue": "first"}})) is None
+def test_a_full_burst_does_not_wait() -> None:
+    burst = Burst()
+    burst.receive(*BUSY, *[f"id-{number}" for number in range(BURST + 1)])
+    assert burst.store.sizes == [1, 1, 1, 1, BURST]
+    burst.fire()
+    assert burst.store.sizes[-1] == 1
+
+
+def test_a_loop_without_a_hub_asks_at_once() -> None:
+    """Its timers are late by seconds."""
+    burst = Burst(hub=False)
+    burst.receive(*BUSY, "a", "b")
+    assert burst.store.sizes == [1] * 6
+
+
+def test_what_is_gathered_when_the_connection_breaks_is_not_claimed() -> None:
+    """It comes again: a claim would only make the next delivery wait for its end."""
+    burst = Burst()
+    burst.receive(*BUSY, "a")
+    burst.gate.disconnected()
+    burst.receive("b")
+    burst.fire()
+    assert burst.store.lookup([("celery", "a")]) == [None]
+    assert burst.store.lookup([("celery", "b")]) != [None]
+
+
+def test_what_is_gathered_when_the_worker_ends_is_not_claimed() -> None:
+    burst = Burst()
+    burst.receive(*BUSY, "a")
+    burst.gate.closing()
+    burst.fire()
+    assert burst.store.lookup([("celery", "a")]) == [None]
+
+
+def test_a_copy_of_a_gathered_message_is_held() -> None:
+    burst = Burst()
+    burst.receive(*BUSY, "a", "a")
+    burst.fire()
+    assert burst.store.sizes == [1, 1, 1, 1, 1]
+    assert len(burst.keeper.snapshot()[1]) == 1

@@ -10,18 +10,18 @@ import inspect
 import json
 import signal
 import time
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
-from billiard.pool import ApplyResult
-from celery import Celery, bootsteps, signals, states
+from celery import Celery, bootsteps, platforms, signals, states
 from celery.app import trace
+from celery.apps import worker
 from celery.concurrency import prefork
-from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.base import apply_target
-from celery.exceptions import Ignore, TaskRevokedError, WorkerLostError
+from celery.exceptions import Ignore, TaskRevokedError, WorkerLostError, WorkerTerminate
 from celery.local import Proxy
 from celery.worker import state, strategy
 from celery.worker.consumer import consumer
@@ -34,6 +34,12 @@ from kombu.common import QoS
 
 from tests.docs.pages import ROOT, rows
 from tests.process.redis_broker import RedisBroker
+from tests.process.versions import (
+    ACKS_AT_ONCE,
+    CANCELS_SILENTLY,
+    NAMES_CHILDREN,
+    PREFETCH_LIMIT,
+)
 
 INTERNALS = ROOT / "docs" / "internals.md"
 
@@ -124,7 +130,10 @@ def test_an_unacknowledged_redis_message_is_in_a_hash_and_a_sorted_set(tmp_path)
 
 
 def test_a_strategy_is_looked_up_and_called_per_message():
-    """``create_task_handler`` calls strategy(message, payload, ack, reject, callbacks)."""
+    """``create_task_handler`` calls strategy(message, payload, ack, reject, callbacks).
+
+    The promises lead to the message through the consumer, at once or in its loop's next round.
+    """
     called = []
     it = MagicMock(strategies={"t": lambda *args: called.append(args)}, restart_count=0)
     message = MagicMock(headers={"task": "t", "id": "1"})
@@ -133,10 +142,22 @@ def test_a_strategy_is_looked_up_and_called_per_message():
     assert its_message is message
     assert payload is None
     assert callbacks is it.on_task_message
+    send = it.call_soon_ack if ACKS_AT_ONCE else it.call_soon
     acknowledge("log", "errors")
-    it.call_soon_ack.assert_called_once_with(message.ack_log_error, "log", "errors")
+    send.assert_called_once_with(message.ack_log_error, "log", "errors")
     reject("log", "errors", False)
-    it.call_soon_ack.assert_called_with(message.reject_log_error, "log", "errors", False)
+    send.assert_called_with(message.reject_log_error, "log", "errors", False)
+
+
+def test_what_waits_for_the_loop_can_be_done_at_once():
+    """``perform_pending_operations`` does what ``call_soon`` put off, where there is no hub."""
+    done = []
+    it = MagicMock(hub=None, _pending_operations=deque())
+    consumer.Consumer.call_soon(it, done.append, "acknowledged")
+    assert done == []
+    consumer.Consumer.perform_pending_operations(it)
+    consumer.Consumer.perform_pending_operations(it)
+    assert done == ["acknowledged"]
 
 
 def test_older_messages_become_protocol_2():
@@ -149,6 +170,7 @@ def test_older_messages_become_protocol_2():
         assert headers["id"] == "1"
 
 
+@pytest.mark.skipif(not CANCELS_SILENTLY, reason="emit_retry came with Celery 5.6")
 def test_cancel_without_retry_is_silent():
     """``Request.cancel(pool, emit_retry=False)`` kills; it acknowledges and stores nothing."""
     request, pool = MagicMock(), MagicMock()
@@ -162,6 +184,7 @@ def test_cancel_without_retry_is_silent():
 
 def test_an_older_celery_stops_a_body_without_writing_a_retry():
     """Before ``emit_retry``, ``Request.cancel`` wrote RETRY over whatever the result is by now."""
+    assert ("emit_retry" in inspect.signature(Request.cancel).parameters) is CANCELS_SILENTLY
 
     def cancel(pool, signal=None):
         raise AssertionError("it writes RETRY")
@@ -183,92 +206,17 @@ def test_task_ready_forgets_a_request():
     assert request.id not in state.requests
 
 
-def test_the_prefetch_count_is_sent_if_it_is_not_what_was_sent_last():
-    """``update`` calls ``callback`` with ``value``, leaves it in ``prev``; loops compare both."""
-    qos = QoS(MagicMock(), 4)
-    qos.update()
-    qos.update()
-    qos.callback.assert_called_once_with(prefetch_count=4)
-    assert qos.prev == qos.value == 4
-    qos.prev = None
-    qos.callback = again = MagicMock()
-    qos.update()
-    again.assert_called_once_with(prefetch_count=4)
-
-
-def test_the_tasks_step_says_whether_prefetch_counts_are_of_subscriptions():
-    """``Consumer.qos_global`` is what was asked of the broker; a Celery before 5.7 has none."""
-    its_consumer = MagicMock()
-    its_consumer.connection.transport.driver_type = "amqp"
-    for matches_spec in (True, False):
-        its_consumer.connection.qos_semantics_matches_spec = matches_spec
-        its_consumer.app.conf.worker_detect_quorum_queues = False
-        Tasks(its_consumer).start(its_consumer)
-        assert its_consumer.qos_global is not matches_spec
-        assert seams.has_fixed_prefetch(its_consumer) is matches_spec
-    its_consumer.connection.transport.driver_type = "redis"
-    assert not seams.has_fixed_prefetch(its_consumer)
-    older = MagicMock(spec=["app", "connection"])
-    older.connection.transport.driver_type = "amqp"
-    older.app.amqp.queues = {"q": Queue("q", queue_arguments={"x-queue-type": "quorum"})}
-    assert seams.has_fixed_prefetch(older)
-    older.app.amqp.queues = {"q": Queue("q")}
-    assert not seams.has_fixed_prefetch(older)
-
-
-def test_a_queue_is_subscribed_to_anew_on_its_channel():
-    """kombu keeps the tag of each queue in ``_active_tags`` and finds a new one when asked."""
-    channel = MagicMock()
-    queue = Queue("canary", Exchange("canary"), "canary")
-    its_consumer = Consumer(channel, [queue], auto_declare=False, callbacks=[MagicMock()])
-    its_consumer.consume()
-    (bound,) = its_consumer.queues
-    first = its_consumer._active_tags["canary"]
-    channel.reset_mock()
-    seams.resubscribe(its_consumer, bound, 3, 8, channel.between)
-    calls = [name for name, *_ in channel.mock_calls if name.startswith(("basic", "between"))]
-    assert calls == ["basic_cancel", "between", "basic_qos", "basic_consume", "basic_qos"]
-    channel.basic_cancel.assert_called_once_with(first)
-    assert [call.args for call in channel.basic_qos.call_args_list] == [
-        (0, 3, False),
-        (0, 8, False),
-    ]
-    assert its_consumer._active_tags["canary"] != first
-    its_consumer.cancel_by_queue("canary")
-    channel.reset_mock()
-    seams.resubscribe(its_consumer, bound, 3, 8, channel.between)
-    assert channel.mock_calls == []
-
-
-def test_every_step_is_told_of_the_event_loop():
-    """``register_with_event_loop(consumer, hub)``, each time that the loop begins."""
-    step = MagicMock()
-    its_consumer = MagicMock(steps=[step])
-    its_consumer.blueprint = bootsteps.Blueprint(steps=[])
-    consumer.Consumer.register_with_event_loop(its_consumer, "hub")
-    step.register_with_event_loop.assert_called_once_with(its_consumer, "hub")
-
-
-def test_a_flushed_pool_gives_up_what_it_has_not_heard_of():
-    """``AsynPool.flush`` takes jobs that are not accepted out of ``_cache``, sent or not; one that
-    is put back gets its callbacks."""
-    pool, callback = MagicMock(_state=None, synack=False, _cache={}), MagicMock()
-    jobs = {name: ApplyResult(pool._cache, callback) for name in ("sent", "unsent", "running")}
-    jobs["sent"]._write_to = MagicMock()
-    jobs["running"]._ack(0, 0.0, 1, None)
-    unaccepted = seams.unaccepted_jobs(MagicMock(_pool=pool))
-    assert unaccepted == [jobs["sent"], jobs["unsent"]]
-    AsynPool.flush(pool)
-    assert list(pool._cache.values()) == [jobs["running"]]
-    kept = {name: seams.keep_if_sent(MagicMock(_pool=pool), job) for name, job in jobs.items()}
-    assert kept == {"sent": True, "unsent": False, "running": True}
-    assert pool._cache[jobs["sent"]._job] is jobs["sent"]
-    jobs["sent"]._write_to._is_alive.return_value = False
-    jobs["sent"].discard()
-    assert not seams.keep_if_sent(MagicMock(_pool=pool), jobs["sent"])
-    owned = ApplyResult({}, Request.on_success.__get__(request := MagicMock()))
-    assert seams.job_owner(owned) is request
-    assert seams.job_owner(ApplyResult({}, len)) is not request
+def test_a_limit_makes_prefetch_increments_silent():
+    """What ``increment_eventually`` answers is the only sign of whether it did anything."""
+    if not PREFETCH_LIMIT:
+        with pytest.raises(TypeError, match="max_prefetch"):
+            QoS(MagicMock(), 1, max_prefetch=2)
+        qos = QoS(MagicMock(), 1)
+        assert [qos.increment_eventually(), qos.decrement_eventually()] == [2, 1]
+        return
+    qos = QoS(MagicMock(), 1, max_prefetch=2)
+    assert [qos.increment_eventually(), qos.increment_eventually(), qos.value] == [2, 2, 2]
+    assert qos.decrement_eventually() == 1
 
 
 @pytest.mark.parametrize(
@@ -353,11 +301,27 @@ def test_the_pool_gets_the_callbacks_of_the_request(app, task):
 
 
 def test_a_cancelled_request_says_so(app, task):
-    """Also where the cancellation publishes a retry."""
+    """Also where the cancellation publishes a retry, as it always did before ``emit_retry``."""
     request, _ = request_of(app, task)
     assert seams.was_cancelled(request) is False
-    request._announce_cancelled(emit_retry=False)
+    request._announce_cancelled(**({"emit_retry": False} if CANCELS_SILENTLY else {}))
     assert seams.was_cancelled(request) is True
+
+
+def test_a_cold_shutdown_is_asked_for_by_a_flag(monkeypatch):
+    """The signal's handler sets it to the exit code; the consumer's loop acts on it."""
+    assert state.should_terminate is None
+    assert seams.is_terminating() is False
+    handlers = {}
+    monkeypatch.setattr(platforms, "signals", handlers)
+    worker.install_worker_term_hard_handler(MagicMock(), sig="SIGQUIT")
+    handlers["SIGQUIT"]()
+    try:
+        assert seams.is_terminating() is True
+        with pytest.raises(WorkerTerminate):
+            state.maybe_shutdown()
+    finally:
+        state.should_terminate = None
 
 
 def test_the_context_of_a_request_has_its_canvas(app, task):
@@ -424,7 +388,8 @@ def test_the_tracers_of_a_child_are_built_before_its_signal():
     """``worker_process_init`` comes after ``build_tracer``, so that what it wraps stays."""
     source = inspect.getsource(prefork.process_initializer)
     built = source.index("task.__trace__ = build_tracer(")
-    assert built < source.index("worker_process_init.send(sender=hostname)")
+    sender = "hostname" if NAMES_CHILDREN else "None"
+    assert built < source.index(f"worker_process_init.send(sender={sender})")
 
 
 def test_the_tasks_step_updates_strategies_on_the_consumer():

@@ -110,7 +110,7 @@ def test_the_message_is_given_back_before_its_claim_is_cleaned_up(
     with pytest.raises(StoreUnavailable):
         sweeper.run_once()
     assert states(store, "dead") == [State.CLAIMED]
-    assert sweeper.run_once() == Sweep(1, 1)
+    assert sweeper.run_once() == Sweep(1, 1, 1)
     assert given_back == ["dead", "dead"]
 
 
@@ -125,7 +125,7 @@ def test_a_claim_that_is_renewed_meanwhile_stays(
         (answer,) = store.store.renew([Renewal(token, 30_000)])
         return isinstance(answer, Renewed)
 
-    assert Sweeper(store, KEEP_MS, FakeDeliveries(give_back)).run_once() == Sweep(seen=1, cleaned=0)
+    assert Sweeper(store, KEEP_MS, FakeDeliveries(give_back)).run_once() == Sweep(1, 0, 1)
     assert states(store, "late") == [State.CLAIMED]
 
 
@@ -143,7 +143,7 @@ def test_two_sweepers_clean_each_claim_up_once(
         swept.append(other.run_once())
         return True
 
-    assert Sweeper(store, KEEP_MS, FakeDeliveries(give_back)).run_once() == Sweep(3, 0)
+    assert Sweeper(store, KEEP_MS, FakeDeliveries(give_back)).run_once() == Sweep(3, 0, 3)
     assert swept == [Sweep(3, 3), Sweep(0, 0), Sweep(0, 0)]
 
 
@@ -156,7 +156,7 @@ def test_a_message_in_a_workers_hands_hides_no_other(
         clock.advance(1)
     clock.advance(1_000)
     deliveries = FakeDeliveries(lambda record: record.task_id != "stuck")
-    assert Sweeper(store, KEEP_MS, deliveries).run_once() == Sweep(seen=2, cleaned=1)
+    assert Sweeper(store, KEEP_MS, deliveries).run_once() == Sweep(2, 1, 1)
     assert states(store, "stuck", "fine") == [State.CLAIMED, State.FREE]
     assert deliveries.untouched == 1
 
@@ -170,11 +170,11 @@ def test_claims_stay_while_the_broker_does_not_answer(
     deliveries = FakeDeliveries()
     deliveries.up = False
     sweeper = Sweeper(store, KEEP_MS, deliveries)
-    assert sweeper.run_once() == Sweep(0, 0)
+    assert sweeper.run_once() == Sweep(1, 0)
     assert states(store, "dead") == [State.CLAIMED]
     assert store.count("expire") == 1
     deliveries.up = True
-    assert sweeper.run_once() == Sweep(1, 1)
+    assert sweeper.run_once() == Sweep(1, 1, 1)
 
 
 def test_a_broker_that_fails_between_two_pages(
@@ -191,7 +191,7 @@ def test_a_broker_that_fails_between_two_pages(
         return True
 
     deliveries.is_back = give_back
-    assert Sweeper(store, KEEP_MS, deliveries).run_once() == Sweep(PAGE + 1, PAGE)
+    assert Sweeper(store, KEEP_MS, deliveries).run_once() == Sweep(PAGE + 1, PAGE, PAGE)
 
 
 def test_a_store_that_fails_is_told_of(store: FlakyStore) -> None:

@@ -118,8 +118,12 @@ def end_warm(*workers: ProcessWorker) -> None:
 def freeze(site: Site, worker: ProcessWorker) -> None:
     """SIGSTOP all of a worker, at a moment when it does not hold the lock of the claims file.
 
-    One that does keeps every other worker waiting until it goes on, which SQLite cannot help.
+    One that does keeps every other worker waiting until it goes on, which SQLite cannot help. A
+    server has no such lock.
     """
+    if not isinstance(site.broker, FolderBroker):
+        worker.pause(children=True)
+        return
 
     def frozen_outside_of_a_transaction() -> bool:
         worker.pause(children=True)
@@ -168,7 +172,7 @@ def insides(setup: ProcessSetup, worker: ProcessWorker) -> dict[str, int]:
 def assert_all_acknowledged(setup: ProcessSetup, *workers: ProcessWorker) -> None:
     """What a worker has not acknowledged goes back to its queue when it ends: there is nothing."""
     end_warm(*(workers or setup.workers))
-    assert setup.site.broker.left() == 0
+    assert waiting(setup.broker) == 0
 
 
 def waiting(broker: SiteBroker, queue: str = "celery") -> int:

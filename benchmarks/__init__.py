@@ -1,0 +1,1 @@
+"""What claims cost, as ratios; see README.md."""

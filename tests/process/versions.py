@@ -1,0 +1,68 @@
+"""What differs between the versions of Celery and kombu that are supported.
+
+A test whose outcome is Celery's own affair asserts what *this* version does, by these names. They
+are read from the installed versions and not from the code, so that a change is noticed.
+"""
+
+from __future__ import annotations
+
+import celery
+import kombu
+
+__all__ = [
+    "ACKS_AT_ONCE",
+    "CANCELS_SILENTLY",
+    "CELERY",
+    "COLD_SHUTDOWN_AT_ONCE",
+    "FINDS_STORED_SUCCESS",
+    "KOMBU",
+    "NAMES_CHILDREN",
+    "PREFETCH_LIMIT",
+    "REQUEUES_UNACKED_TIMEOUTS",
+    "STORES_REJECTIONS",
+    "STOPS_SOLO_BODIES",
+    "TELLS_TIMEOUTS_TWICE",
+]
+
+
+def _minor(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+CELERY = _minor(celery.__version__)
+KOMBU = _minor(kombu.__version__)
+
+#: An acknowledgement goes out at once. Before, with a broker without an event loop (those of these
+#: tests), it waited for the next round of the consumer's loop, and the next message with it.
+ACKS_AT_ONCE = CELERY >= (5, 7)
+
+#: A cold shutdown begins in the signal's handler. Before, it began in the next round of the loop,
+#: which waits for the body where it runs in the loop (solo) or where the pool is full.
+COLD_SHUTDOWN_AT_ONCE = CELERY >= (5, 5)
+
+#: ``Request.cancel`` has ``emit_retry``.
+CANCELS_SILENTLY = CELERY >= (5, 6)
+
+#: A cold shutdown raises in the body that a solo worker runs. Before, it waited for its end.
+STOPS_SOLO_BODIES = CELERY >= (5, 7)
+
+#: A task that rejects its message for good fails. Before, it had no result for ever.
+STORES_REJECTIONS = CELERY >= (5, 7)
+
+#: The worker sends ``task_failure`` both for the timeout and for the lost child.
+TELLS_TIMEOUTS_TWICE = CELERY >= (5, 7)
+
+#: A timeout that ``acks_on_failure_or_timeout=False`` does not acknowledge runs again. Before, it
+#: was rejected for good.
+REQUEUES_UNACKED_TIMEOUTS = CELERY >= (5, 5)
+
+#: A child that was lost after it had stored its result has succeeded. Before, its message was
+#: requeued where the task has ``reject_on_worker_lost``.
+FINDS_STORED_SUCCESS = CELERY >= (5, 7)
+
+#: ``worker_process_init`` is sent with the host's name. Before, it had no sender.
+NAMES_CHILDREN = CELERY >= (5, 7)
+
+#: kombu's prefetch count may have a limit, ``worker_eta_task_limit``.
+PREFETCH_LIMIT = KOMBU >= (5, 6)

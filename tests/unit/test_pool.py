@@ -1,0 +1,57 @@
+"""What the pool's callbacks lead to when Celery's own would be wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import WorkerLostError
+from celery.worker import state
+from celery_claims.case import Case
+from celery_claims.pool import Watch
+from celery_claims.protocol import Outcome
+from celery_claims.settling import Ending
+
+from tests.unit.factories import incoming
+
+
+def lost_child() -> MagicMock:
+    error = WorkerLostError("Worker exited prematurely: signal 15 (SIGTERM)")
+    return MagicMock(spec=ExceptionInfo, exception=error)
+
+
+def watched(*, late: bool, cancelled: bool) -> tuple[Watch, MagicMock, MagicMock, MagicMock]:
+    """A watch, its gate, its keeper and Celery's callback for errors."""
+    gate, keeper, request, error = MagicMock(), MagicMock(), MagicMock(), MagicMock()
+    request._already_cancelled = cancelled
+    keeper.returning.return_value = Outcome.NACKED
+    case = Case(incoming(late=late), connection=0, grant_id="grant")
+    options: dict[str, Any] = {"callback": MagicMock(), "error_callback": error}
+    return Watch(gate, keeper, case, request, options), gate, keeper, error
+
+
+@pytest.mark.parametrize(
+    ("flag", "late", "cancelled", "ending"),
+    [
+        (1, True, False, Ending.TERMINATED),
+        # Celery writes the failure of a task that it acknowledged at the start: there is no other.
+        (1, False, False, Ending.WORKER_LOST),
+        (1, True, True, Ending.WORKER_LOST),
+        (None, True, False, Ending.WORKER_LOST),
+    ],
+    ids=["cut off", "early", "cancelled", "no shutdown"],
+)
+def test_what_a_cold_shutdown_cuts_off_is_given_back(
+    monkeypatch: pytest.MonkeyPatch, flag: int | None, late: bool, cancelled: bool, ending: Ending
+) -> None:
+    """Nothing lost: Celery 5.4 reports it as a failure and its message goes back all the same."""
+    monkeypatch.setattr(state, "should_terminate", flag)
+    watch, gate, keeper, error = watched(late=late, cancelled=cancelled)
+    watch.error(lost_child())
+    ((_, found), _) = keeper.ended.call_args
+    assert found is ending
+    assert error.called is (ending is Ending.WORKER_LOST)
+    assert gate.come_back.called is (flag is None)
+    assert gate.over.called is (flag is not None)
