@@ -20,7 +20,7 @@ SERVERS := redis-server postgresql pgbouncer
 APT := env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-quick docs servers clean
+.PHONY: help demo test lint format bench bench-quick numbers docs servers clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -46,6 +46,9 @@ bench: $(VENV)/.dev servers  ## Measure what claims cost, as ratios (BENCH="--on
 
 bench-quick: $(VENV)/.dev servers  ## See that every measurement works; its figures say little
 	$(BIN)/python -m benchmarks --quick $(BENCH)
+
+numbers: $(VENV)/.dev servers  ## Count runs and overlaps on Redis and RabbitMQ, with claims and without
+	$(BIN)/python -m benchmarks.promises
 
 docs: $(VENV)/.docs  ## Build the documentation; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html

@@ -102,7 +102,7 @@ def test_make_explains_itself() -> None:
         text=True,
         timeout=30,
     ).stdout
-    for target in ("help", "demo", "test", "lint", "bench", "bench-quick", "docs"):
+    for target in ("help", "demo", "test", "lint", "bench", "bench-quick", "numbers", "docs"):
         assert re.search(rf"^  make {target} +\w", shown, re.MULTILINE), target
 
 
@@ -128,6 +128,20 @@ def test_the_benchmarks_run(lines: list[str], tmp_path: Path) -> None:
     found = json.loads(figures.read_text())["figures"]
     assert len(found) > 1
     assert all(len(figure["values"]) == 1 for figure in found)
+
+
+def test_the_numbers_are_those_promised() -> None:
+    """One of them; the tests of the promises have the others."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "benchmarks.promises", "--broker", "redis", "--only", "20 times"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert re.search(r"^redis +1 / 0 +20 / 1 +1 / 0 ", shown.stdout, re.MULTILINE), shown.stdout
 
 
 def test_the_changelog_has_a_place_for_the_next_release() -> None:
