@@ -122,6 +122,7 @@ class Case:
     ending: Ending | None = None
     unrecorded: Settlement | None = None
     record_at: float = 0.0
+    unreadable: bool = False
 
     @property
     def key(self) -> Key:

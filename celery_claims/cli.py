@@ -12,9 +12,11 @@ import click
 from celery.bin.base import CeleryCommand
 
 from .claims import Claims, claims_of
-from .errors import ClaimsError
+from .errors import ClaimsError, StoreError
+from .parts import ask_in_parts
 from .protocol import Record
-from .stores import Page, Store, View
+from .stores import Page, Store, Unreadable, View
+from .stores.base import MAX_PAGE
 
 __all__ = ["claims"]
 
@@ -61,10 +63,14 @@ def list_claims(ctx: Any, queue: str | None, view: str, limit: int, as_json: boo
     """List claims that are held now."""
     with _store(ctx) as store, _refusing():
         shown: list[Record] = []
+        unreadable: list[Unreadable] = []
         now = 0
         for page in _pages(store, View(view), queue, limit):
             shown += page.records
+            unreadable += page.unreadable
             now = page.now
+    for each in unreadable:
+        click.echo(f"unreadable: {each}", err=True)
     rows = [_row(record, now) for record in shown]
     if as_json:
         click.echo(json.dumps(rows))
@@ -81,9 +87,14 @@ def show(ctx: Any, task_id: str, queue: str | None, as_json: bool) -> None:
     """Show everything that is known about a task ID."""
     queues = [queue] if queue else sorted(ctx.obj.app.amqp.queues)
     with _store(ctx) as store, _refusing():
-        found = store.lookup([(name, task_id) for name in queues])
+        found = ask_in_parts(store.lookup, [(name, task_id) for name in queues])
         now = store.census(queues[0]).now
-    records = [record for record in found if record is not None]
+    records = [record for record in found if isinstance(record, Record)]
+    errors = [error for error in found if isinstance(error, StoreError)]
+    if errors and not records:
+        raise Refused(errors[0])
+    for error in errors:
+        click.echo(f"unreadable: {error}", err=True)
     if not records:
         raise click.ClickException(
             f"no record of task {task_id!r} in queue {', '.join(queues)}; name another with --queue"
@@ -104,6 +115,7 @@ def stats(ctx: Any, queue: str | None, as_json: bool) -> None:
     """Count records by what they say."""
     with _store(ctx) as store, _refusing():
         counts = asdict(store.census(queue))
+        counts["unreadable"] = len(_unreadable(store, queue))
     del counts["now"]
     if as_json:
         click.echo(json.dumps(counts))
@@ -135,7 +147,7 @@ def check(ctx: Any, as_json: bool) -> None:
         found.check_place(forks=True)
         tasks = sorted(task.name for task in found.claimed_tasks())
         with _store(ctx) as store:
-            problems = store.check()
+            problems = [*store.check(), *map(str, _unreadable(store, None))]
     if not tasks:
         problems.append("no task is claimed: decorate one with @claimed or set claims_tasks")
     if as_json:
@@ -174,6 +186,20 @@ def _pages(store: Store, view: View, queue: str | None, limit: int) -> Iterator[
         cursor = page.cursor
         if cursor is None:
             return
+
+
+def _unreadable(store: Store, queue: str | None) -> list[Unreadable]:
+    """What stands where claims should; it costs a look at every claim."""
+    found: dict[Unreadable, None] = {}
+    for view in (View.ORPHANED, View.LIVE):
+        cursor: str | None = None
+        while True:
+            page = store.scan(view, queue=queue, cursor=cursor, limit=MAX_PAGE)
+            found.update(dict.fromkeys(page.unreadable))
+            cursor = page.cursor
+            if cursor is None:
+                break
+    return list(found)
 
 
 def _row(record: Record, now: int) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Desk:
         if incoming.key in self._active or incoming.key in self.lines:
             return case, self._hold(case, now + LONGEST_PAUSE)
         if now < self.outage.until:
-            return case, self._cannot_ask(case)
+            return case, self._cannot_ask(case, self.outage.until)
         self.lines.join(case)
         return case, [Action(Do.ASK, case)]
 
@@ -120,6 +120,7 @@ class Desk:
     ) -> list[Action]:
         """The store answered a question that was put at ``asked_at``."""
         self.outage.end()
+        case.unreadable = False
         if case.phase not in (Phase.ASKING, Phase.HELD):
             return []
         if isinstance(answer, AlreadyClaimed):
@@ -145,7 +146,15 @@ class Desk:
             self.outage.begin(now)
         if case.phase not in (Phase.ASKING, Phase.HELD):
             return []
-        return self._cannot_ask(case)
+        return self._cannot_ask(case, self.outage.until)
+
+    def unreadable(self, case: Case, now: float) -> list[Action]:
+        """The store answers, but not for this task: that is no outage, and nobody else waits."""
+        self.outage.end()
+        case.unreadable = True
+        if case.phase not in (Phase.ASKING, Phase.HELD):
+            return []
+        return self._cannot_ask(case, now + self.lines.doubled(case))
 
     def due(self, now: float) -> list[Case]:
         """Cases whose time to ask again has come; while one of their task is active it is not."""
@@ -256,6 +265,7 @@ class Desk:
         self.outage.end()
         if renewal.token is not case.token:
             return []
+        case.unreadable = False
         if isinstance(answer, Renewed):
             case.renewed_at = asked_at
             case.trusted_until = trust_until(asked_at, case.incoming.lease)
@@ -343,10 +353,10 @@ class Desk:
         case.held = True
         return [Action(Do.HOLD, case, answer)]
 
-    def _cannot_ask(self, case: Case) -> list[Action]:
+    def _cannot_ask(self, case: Case, ask_at: float) -> list[Action]:
         if not self.run_when_down or case.denied:
-            return self._hold(case, self.outage.until)
-        self.lines.leave(case, self.outage.until)
+            return self._hold(case, ask_at)
+        self.lines.leave(case, ask_at)
         case.phase = Phase.DONE
         return [Action(Do.RUN_UNCLAIMED, case)]
 

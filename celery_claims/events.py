@@ -1,7 +1,7 @@
 """What happens to claims, for those who watch: one event type, and hooks that only observe.
 
 Events: ``claimed``, ``taken_over``, ``held``, ``skipped``, ``exhausted``, ``lost``, ``released``,
-``given_back``, ``store_down``, ``store_up``, ``swept``.
+``given_back``, ``unreadable``, ``store_down``, ``store_up``, ``swept``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ NAMES = {
     "lost": logging.WARNING,
     "released": logging.DEBUG,
     "given_back": logging.INFO,
+    "unreadable": logging.ERROR,
     "store_down": logging.ERROR,
     "store_up": logging.INFO,
     "swept": logging.INFO,

@@ -456,6 +456,8 @@ def _grant(case: Case) -> str:
 
 
 def _holder(action: Action) -> str:
+    if action.case.unreadable:
+        return "waits until its record can be read"
     owner = getattr(action.answer, "owner", None)
     return f"waits, {owner} has it" if owner else "waits for the store or for a run on this worker"
 

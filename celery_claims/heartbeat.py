@@ -18,6 +18,7 @@ from .errors import StoreError
 from .events import ClaimEvent, emit
 from .keeper import Keeper
 from .native import NativeThread, Wakeup, start_thread
+from .parts import ask_in_parts
 from .protocol import Lost
 from .stores import Store
 from .sweep import DUTY, Sweeper
@@ -139,15 +140,19 @@ class Heartbeat:
             batch = renewals[first : first + BATCH]
             asked_at = monotonic()
             try:
-                answers = self._store.renew([renewal for _, renewal in batch])
+                answers = ask_in_parts(self._store.renew, [renewal for _, renewal in batch])
             except StoreError as error:
                 self._keeper.store_failed(error)
-                actions += self._keeper.unrenewed()
                 break
             self._keeper.store_answered()
             for (case, renewal), answer in zip(batch, answers, strict=True):
-                actions += self._keeper.renewed(case, renewal, answer, asked_at)
-            renewed += len(batch)
+                if isinstance(answer, StoreError):
+                    self._keeper.unrenewable(case, renewal, answer)
+                else:
+                    actions += self._keeper.renewed(case, renewal, answer, asked_at)
+                    renewed += 1
+        if renewed < len(renewals):
+            actions += self._keeper.unrenewed()
         if actions:
             self._act(actions)
         if touch_last:
@@ -160,16 +165,20 @@ class Heartbeat:
             self._touching.run_once([*active, *waiting], monotonic())
 
     def _record(self) -> int:
-        waiting = self._keeper.to_record()
-        for number, (case, settlement) in enumerate(waiting):
+        recorded = 0
+        for case, settlement in self._keeper.to_record():
             try:
-                answer = self._store.settle([settlement])[0]
+                (answer,) = ask_in_parts(self._store.settle, [settlement])
             except StoreError as error:
                 self._keeper.store_failed(error)
                 self._keeper.still_unrecorded(case, settlement)
-                return number
+                break
+            if isinstance(answer, StoreError):
+                self._keeper.still_unrecorded(case, settlement, answer)
+                continue
             self._keeper.record_late(case, settlement, lost=isinstance(answer, Lost))
-        return len(waiting)
+            recorded += 1
+        return recorded
 
     def _sweep(self) -> int:
         now = monotonic()

@@ -65,9 +65,13 @@ class Lines:
     def pause(self, case: Case, answer: AlreadyClaimed) -> float:
         """Seconds until the next question: doubling, but not past the end of the lease."""
         remaining = max(answer.expires_at - answer.now, 0) / 1000 + FIRST_PAUSE / 2
-        doubled = FIRST_PAUSE * 2.0 ** min(case.pauses, 16)
+        return min(self.doubled(case), remaining)
+
+    def doubled(self, case: Case) -> float:
+        """Seconds until the next question of a case, twice as long each time."""
+        pause = FIRST_PAUSE * 2.0 ** min(case.pauses, 16) * self.rng.uniform(0.8, 1.2)
         case.pauses += 1
-        return min(doubled * self.rng.uniform(0.8, 1.2), remaining, LONGEST_PAUSE)
+        return min(pause, LONGEST_PAUSE)
 
     def set_alarm(self, case: Case, at: float) -> None:
         """Let the case ask at ``at``; an earlier alarm of it is void."""

@@ -17,6 +17,7 @@ from .errors import StoreError
 from .events import ClaimEvent, emit
 from .headers import Passport
 from .native import allocate_lock
+from .parts import ask_in_parts
 from .protocol import ClaimAnswer, Lost, Outcome, RenewAnswer, Renewal, Settlement
 from .settling import Ending
 from .stores import Store
@@ -73,7 +74,8 @@ class Keeper:
         """Put the questions of these cases to the store in one call."""
         asked_at = monotonic()
         try:
-            answers = self.store.claim([self.desk.request(case) for case in cases])
+            requests = [self.desk.request(case) for case in cases]
+            answers = ask_in_parts(self.store.claim, requests)
         except StoreError as error:
             self.store_failed(error)
             with self.lock:
@@ -82,8 +84,20 @@ class Keeper:
         return [
             action
             for case, answer in zip(cases, answers, strict=True)
-            for action in self._answered(case, answer, asked_at)
+            for action in (
+                self._unreadable(case, answer)
+                if isinstance(answer, StoreError)
+                else self._answered(case, answer, asked_at)
+            )
         ]
+
+    def _unreadable(self, case: Case, error: StoreError) -> list[Action]:
+        with self.lock:
+            known = case.unreadable
+            actions = self.desk.unreadable(case, monotonic())
+        if not known:
+            self.tell("unreadable", case, str(error))
+        return actions
 
     def _answered(self, case: Case, answer: ClaimAnswer, asked_at: float) -> list[Action]:
         with self.lock:
@@ -204,14 +218,14 @@ class Keeper:
         if settlement is None:
             return True
         try:
-            answer = self.store.settle([settlement])[0]
+            (answer,) = ask_in_parts(self.store.settle, [settlement])
         except StoreError as error:
             self.store_failed(error)
-            with self.lock:
-                self.desk.unrecorded(case, settlement, monotonic())
-            self.wake_heartbeat()
-            return False
+            return self._later(case, settlement)
         self.store_answered()
+        if isinstance(answer, StoreError):
+            self._unreadable(case, answer)
+            return self._later(case, settlement)
         if isinstance(answer, Lost):
             self._by_grant.pop(case.grant_id, None)
             with self.lock:
@@ -221,6 +235,12 @@ class Keeper:
             return None
         self._recorded(case, settlement)
         return True
+
+    def _later(self, case: Case, settlement: Settlement) -> bool:
+        """The heartbeat records the end."""
+        self.still_unrecorded(case, settlement)
+        self.wake_heartbeat()
+        return False
 
     def _recorded(self, case: Case, settlement: Settlement | None = None) -> None:
         if settlement is not None:
@@ -242,6 +262,11 @@ class Keeper:
     ) -> list[Action]:
         with self.lock:
             return self.desk.renewed(case, renewal, answer, asked_at)
+
+    def unrenewable(self, case: Case, renewal: Renewal, error: StoreError) -> None:
+        """The store answers, but cannot read the record of this case."""
+        if renewal.token is case.token:
+            self._unreadable(case, error)
 
     def unrenewed(self) -> list[Action]:
         with self.lock:
@@ -271,9 +296,14 @@ class Keeper:
             self._recorded(case, settlement)
         self.late_end(case, lost)
 
-    def still_unrecorded(self, case: Case, settlement: Settlement) -> None:
+    def still_unrecorded(
+        self, case: Case, settlement: Settlement, error: StoreError | None = None
+    ) -> None:
+        """The store did not take an end; ``error``: because it cannot read the record."""
         with self.lock:
             self.desk.unrecorded(case, settlement, monotonic())
+        if error is not None:
+            self._unreadable(case, error)
 
     # ends
 
@@ -292,16 +322,20 @@ class Keeper:
     def _give_back(self, settlements: list[tuple[Case, Settlement]]) -> None:
         if not settlements:
             return
+        # What is not given back is not lost: its lease runs out and it is taken over then.
         try:
-            self.store.settle([settlement for _, settlement in settlements])
+            answers = ask_in_parts(self.store.settle, [settlement for _, settlement in settlements])
         except StoreError as error:
-            # Nothing is lost: the leases run out and the tasks are taken over then.
             self.store_failed(error)
             for case, _ in settlements:
                 self._recorded(case)
             return
-        for case, settlement in settlements:
-            self._recorded(case, settlement)
+        for (case, settlement), answer in zip(settlements, answers, strict=True):
+            if isinstance(answer, StoreError):
+                self._unreadable(case, answer)
+                self._recorded(case)
+            else:
+                self._recorded(case, settlement)
 
     # telling
 

@@ -9,10 +9,12 @@ import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 from .checks import MAX_DURATION_MS, check_count, check_duration, check_flag, check_name
 from .errors import ClaimError, ClaimNotFound, ExtensionLimit, InvalidArgument, StaleToken
 from .native import across_forks, allocate_lock
+from .parts import ask_in_parts
 from .protocol import (
     AlreadyClaimed,
     Attempt,
@@ -356,6 +358,8 @@ class AtomicClaimManager:
     def cleanup_expired(self, limit: int | None = None) -> int:
         """Free expired claims, longest expired first, and forget what was kept long enough.
 
+        A record that cannot be read is left as it is.
+
         Parameters:
             limit: at most this many; None for all of them.
         Returns:
@@ -369,10 +373,11 @@ class AtomicClaimManager:
             most = CLEANUP_PAGE if limit is None else min(CLEANUP_PAGE, limit - seen)
             page = self.store.scan(View.ORPHANED, cursor=cursor, limit=most)
             expiries = [record.as_expiry() for record in page.records]
-            answers = self.store.expire(expiries, keep_ms=self.keep_finished_ms)
-            self._counters.add("expirations" for done in answers if done)
-            cleaned += sum(answers)
-            seen += len(answers)
+            expire = partial(self.store.expire, keep_ms=self.keep_finished_ms)
+            done = sum(answer is True for answer in ask_in_parts(expire, expiries))
+            self._counters.add(["expirations"] * done)
+            cleaned += done
+            seen += len(expiries)
             cursor = page.cursor
             if cursor is None:
                 break

@@ -6,11 +6,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from .brokers import Deliveries, Fate
 from .errors import StoreError
+from .events import ClaimEvent, emit
+from .parts import ask_in_parts
 from .protocol import Record
-from .stores import Store, View
+from .stores import Page, Store, View
 
 __all__ = ["DUTY", "Sweep", "Sweeper"]
 
@@ -32,15 +35,21 @@ class Sweep:
         seen: expired claims that it saw.
         cleaned: how many of them it cleaned up.
         given_back: messages that it gave back to a broker which does not do so by itself.
+        unreadable: what else has expired, perhaps, but cannot be read.
     """
 
     seen: int
     cleaned: int
     given_back: int = 0
+    unreadable: int = 0
 
     def __str__(self) -> str:
         told = f"{self.cleaned} of {self.seen} expired claims cleaned up"
-        return f"{told}, {self.given_back} messages given back" if self.given_back else told
+        if self.given_back:
+            told += f", {self.given_back} messages given back"
+        if self.unreadable:
+            told += f", {self.unreadable} more cannot be read: see `celery claims check`"
+        return told
 
 
 class Sweeper:
@@ -60,30 +69,38 @@ class Sweeper:
         self._deliveries = deliveries
 
     def run_once(self) -> Sweep:
-        """Sweep until nothing expired is left, or the bound of one run is reached.
+        """Sweep until nothing expired is left, or the bound of one run is reached. What cannot be
+        read stays where it is, and one event tells of it.
 
         Raises:
             StoreError: of the store; a broker that does not answer is for the next run.
         """
         seen = cleaned = given_back = 0
+        unreadable: list[str] = []
         try:
             # The claims first, for they may be cleaned up once their messages are back.
-            for records in self._pages():
+            for page in self._pages():
+                records = page.records
                 seen += len(records)
+                unreadable += map(str, page.unreadable)
                 fates = self._give_back(records)
                 given_back += fates.count(Fate.PUT_BACK)
-                cleaned += self._clean(records, fates)
+                answers = self._clean(records, fates)
+                cleaned += sum(answer is True for answer in answers)
+                unreadable += [str(answer) for answer in answers if isinstance(answer, StoreError)]
             given_back += self._give_back_untouched()
         except _BrokerFailed as error:
             logger.warning("expired claims stay until the broker answers: %s", error.__cause__)
             self._clean((), [])
-        return Sweep(seen, cleaned, given_back)
+        if unreadable:
+            emit(ClaimEvent("unreadable", _summary(unreadable)))
+        return Sweep(seen, cleaned, given_back, len(unreadable))
 
-    def _pages(self) -> Iterator[tuple[Record, ...]]:
+    def _pages(self) -> Iterator[Page]:
         cursor: str | None = None
         for _ in range(MAX_PAGES):
             page = self._store.scan(View.ORPHANED, cursor=cursor, limit=PAGE)
-            yield page.records
+            yield page
             cursor = page.cursor
             if cursor is None:
                 return
@@ -100,10 +117,17 @@ class Sweeper:
         with _telling_them_apart():
             return self._deliveries.give_back_untouched()
 
-    def _clean(self, records: tuple[Record, ...], fates: list[Fate]) -> int:
+    def _clean(self, records: tuple[Record, ...], fates: list[Fate]) -> list[bool | StoreError]:
         pairs = zip(records, fates, strict=True)
         expiries = [record.as_expiry() for record, fate in pairs if fate is not Fate.IN_HAND]
-        return sum(self._store.expire(expiries, keep_ms=self._keep_ms))
+        return ask_in_parts(partial(self._store.expire, keep_ms=self._keep_ms), expiries)
+
+
+def _summary(unreadable: list[str]) -> str:
+    """The first one whole, for it says what to do; the number of all."""
+    number = len(unreadable)
+    rest = f"; {number - 1} more: see `celery claims check`" if number > 1 else ""
+    return unreadable[0] + rest
 
 
 class _BrokerFailed(Exception):

@@ -8,9 +8,9 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import ConfigurationError
-from .base import Census, Page, Store, View
+from .base import Census, Page, Store, Unreadable, View
 
-__all__ = ["Census", "Page", "Store", "View", "open_store"]
+__all__ = ["Census", "Page", "Store", "Unreadable", "View", "open_store"]
 
 #: scheme -> (module:class, the extra of the package that brings its driver)
 SCHEMES: dict[str, tuple[str, str | None]] = {

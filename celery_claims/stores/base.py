@@ -9,11 +9,14 @@ whole is not, and if the call raises, any part of it may have been carried out.
 *Clock.* The store's own (for SQLite and memory: the host's), in milliseconds since the epoch.
 A caller's clock decides nothing.
 
-*Repeating.* A call that raised ``StoreUnavailable`` may be repeated as it was: what it had done
-before is answered again and not done twice.
+*Repeating.* A call that raised a ``StoreError`` may be repeated, whole or in parts: what it had
+done before is answered again and not done twice.
 
 *Errors.* Bad arguments raise ``InvalidArgument`` before anything is done; a failing store raises
-``StoreError`` with the driver's error as its cause. Nothing else leaves a verb.
+``StoreError`` with the driver's error as its cause. Nothing else leaves a verb. A batch with a
+record that cannot be read may be refused as a whole, with ``StoreCorrupt``; its parts without that
+record are not. Of a batch of one the error says what to delete. Nothing is granted, and nothing
+deleted, because it cannot be read.
 
 *Threads and forks.* One store object may be used by any number of threads, and in a forked child.
 
@@ -39,7 +42,7 @@ from ..protocol import (
     Settlement,
 )
 
-__all__ = ["Census", "Page", "Store", "View"]
+__all__ = ["Census", "Page", "Store", "Unreadable", "View"]
 
 #: The owner and the grant of a finished record whose store does not keep them.
 FORGOTTEN = "(finished)"
@@ -63,23 +66,45 @@ class View(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A record, or what stands where one should, that a scan went past.
+
+    Parameters:
+        place: where it is, in the store's own terms.
+        problem: why it cannot be read.
+        removal: the store's own command that deletes it, and nothing else.
+    """
+
+    place: str
+    problem: str
+    removal: str
+
+    def __str__(self) -> str:
+        return f"{self.place} cannot be read ({self.problem}); to delete it: {self.removal}"
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """Some records of a scan.
 
     Parameters:
-        records: at most the asked number.
+        records: at most the asked number, less the unreadable ones.
         cursor: where to go on, None after the last page.
         now: the store's clock in milliseconds, when the page was read.
+        unreadable: what stood between the records and could not be read.
     """
 
     records: tuple[Record, ...]
     cursor: str | None
     now: int
+    unreadable: tuple[Unreadable, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Census:
     """How many records there are, by what they say at ``now`` of the store's clock.
+
+    What has no known state, or cannot be counted, is in none of the numbers.
 
     Parameters:
         free, finished: None where the store does not count them.
@@ -179,7 +204,8 @@ class Store(ABC):
             limit: at most this many records, 1 to ``MAX_PAGE``; a page may have fewer, or none,
                 though others follow.
         Returns:
-            a ``Page``.
+            a ``Page``. A record that cannot be read does not end the scan: the page tells of it
+            once, and goes on.
         Raises:
             StoreError; InvalidArgument for a cursor that is not the store's own.
         Atomicity: a page is read in one step, the pages of a scan are not. Clock: the store's, for

@@ -35,7 +35,7 @@ from .arguments import (
     decode_cursor,
     encode_cursor,
 )
-from .base import FORGET_BATCH, Census, Page, Store, View
+from .base import FORGET_BATCH, Census, Page, Store, Unreadable, View
 from .postgres_address import parse_address
 from .postgres_arrays import Texts
 from .postgres_rows import (
@@ -46,6 +46,7 @@ from .postgres_rows import (
     claim_answer,
     claim_parameters,
     expire_parameters,
+    key_of,
     key_range,
     pack,
     renew_answer,
@@ -65,6 +66,12 @@ B = TypeVar("B")
 SCAN_PART = 1000
 
 _NO_KEY = UUID(int=0)
+
+#: Columns of a scan's rows.
+_KEY, _EXPIRES_AT, _QUEUE = 1, 7, 15
+
+#: SQLSTATE classes of errors that one record's data can make.
+_OF_A_RECORD = ("21", "22", "23")
 
 #: SQLSTATE of our functions in a transaction that is not READ COMMITTED.
 _WRONG_ISOLATION = "CLM01"
@@ -112,8 +119,8 @@ class PostgresStore(Store):
         batch = check_batch("requests", requests, ClaimRequest)
         if not batch:
             return []
-        rows = self._write("claim", claim_parameters(batch))
-        return self._in_order(rows, lambda row: claim_answer(batch[row[0] - 1], row))
+        rows = self._write("claim", claim_parameters(batch), batch)
+        return self._in_order(rows, lambda row: claim_answer(batch[row[0] - 1], row), batch)
 
     def renew(self, renewals: Sequence[Renewal]) -> list[RenewAnswer]:
         batch = check_batch("renewals", renewals, Renewal)
@@ -131,7 +138,10 @@ class PostgresStore(Store):
         }
         found: list[Record | None] = [None] * len(pairs)
         for place, *row in self._run("lookup", parameters) if pairs else []:
-            found[place - 1] = self._read(as_record, row)
+            try:
+                found[place - 1] = as_record(row)
+            except UnreadableRow as error:
+                raise self._corrupt(str(error.__cause__), row[0]) from error.__cause__
         return found
 
     def scan(
@@ -151,20 +161,31 @@ class PostgresStore(Store):
         now = rows[0][0]
         if rows[0][1] is None:
             return Page((), None, now)
-        read = [(row[1], self._read(as_record, row[1:])) for row in rows]
-        wanted = [each for each in read if queue in (None, each[1].queue)]
+        wanted = [row for row in rows if parameters["queue"] in (None, row[_QUEUE])]
         following: str | None = None
         if len(wanted) > limit:
-            following = _cursor(view, queue, *wanted[limit - 1])
+            following = _cursor(view, queue, wanted[limit - 1])
         elif rows[-1][-1] == part:
-            following = _cursor(view, queue, *read[-1])
-        return Page(tuple(record for _, record in wanted[:limit]), following, now)
+            following = _cursor(view, queue, rows[-1])
+        records, unreadable = self._read_rows(row[1:] for row in wanted[:limit])
+        return Page(records, following, now, unreadable)
+
+    def _read_rows(self, rows: Iterable[Row]) -> tuple[tuple[Record, ...], tuple[Unreadable, ...]]:
+        """The records among rows of the table, and the others."""
+        records, others = [], []
+        for row in rows:
+            try:
+                records.append(as_record(row))
+            except UnreadableRow as error:
+                others.append(self._unreadable(str(error.__cause__), row[0]))
+        return tuple(records), tuple(others)
 
     def expire(self, expiries: Sequence[Expiry], *, keep_ms: int) -> list[bool]:
         check_keep(keep_ms)
         batch = check_batch("expiries", expiries, Expiry)
         parameters = {**expire_parameters(batch), "keep": keep_ms, "most": FORGET_BATCH}
-        return self._in_order(self._write("expire", parameters), lambda row: bool(row[1]))
+        rows = self._write("expire", parameters, batch)
+        return self._in_order(rows, lambda row: bool(row[1]), batch)
 
     def census(self, queue: str | None = None) -> Census:
         check_scan(View.ALL, queue, 1)
@@ -182,7 +203,8 @@ class PostgresStore(Store):
             kind = state
             if kind == State.CLAIMED.value:
                 kind = "live" if ahead else "orphaned"
-            counts[kind] += number
+            if kind in counts:
+                counts[kind] += number
         return Census(now=rows[0][0], **counts)
 
     def elect(self, duty: str, interval_ms: int) -> bool:
@@ -227,22 +249,39 @@ class PostgresStore(Store):
         """Ask with what tokens say in short, and again with all of it where nothing was found."""
         if not batch:
             return []
-        rows = {row[0]: row for row in self._write(verb, parameters(batch, whole=False))}
+        rows = {row[0]: row for row in self._write(verb, parameters(batch, whole=False), batch)}
         missing = [place for place, row in rows.items() if row[1] == FORGOTTEN_ANSWER]
         if missing:
             # In their order: there may be duplicates.
             missing.sort()
             again = [batch[place - 1] for place in missing]
-            for row in self._write(verb, parameters(again, whole=True)):
+            for row in self._write(verb, parameters(again, whole=True), again):
                 place = missing[row[0] - 1]
                 rows[place] = (place, *row[1:])
-        return self._in_order(rows.values(), answer)
+        return self._in_order(rows.values(), answer, batch)
 
-    def _in_order(self, rows: Iterable[Row], answer: Callable[[Row], T]) -> list[T]:
-        return [self._read(answer, row) for row in sorted(rows, key=lambda row: int(row[0]))]
+    def _in_order(
+        self, rows: Iterable[Row], answer: Callable[[Row], T], batch: Sequence[Any]
+    ) -> list[T]:
+        answers = []
+        for row in sorted(rows, key=lambda row: int(row[0])):
+            try:
+                answers.append(answer(row))
+            except UnreadableRow as error:
+                key = _key_of(batch[row[0] - 1])
+                raise self._corrupt(str(error.__cause__), key) from error.__cause__
+        return answers
 
-    def _write(self, verb: str, parameters: Mapping[str, Any]) -> list[Row]:
-        return self._run(verb, self._with_clock({**parameters, "wait": self._wait_ms}))
+    def _write(
+        self, verb: str, parameters: Mapping[str, Any], batch: Sequence[Any] = ()
+    ) -> list[Row]:
+        try:
+            return self._run(verb, self._with_clock({**parameters, "wait": self._wait_ms}))
+        except StoreCorrupt as error:
+            state = getattr(error.__cause__, "sqlstate", None) or ""
+            if len(batch) != 1 or state[:2] not in _OF_A_RECORD:
+                raise
+            raise self._corrupt(error.problem, _key_of(batch[0])) from error.__cause__
 
     def _with_clock(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         return {**parameters, "shift": 1000 * self._clock_offset()}
@@ -265,14 +304,19 @@ class PostgresStore(Store):
         text = self._schema.statements[statement]
         return list(session.execute(text, parameters, binary=True).fetchall())
 
-    def _read(self, read: Callable[[Row], T], row: Row) -> T:
-        try:
-            return read(row)
-        except UnreadableRow as error:
-            raise StoreCorrupt(
-                self.name,
-                f"a record cannot be read ({error.__cause__}): who else writes this table?",
-            ) from error.__cause__
+    def _unreadable(self, problem: str, key: UUID) -> Unreadable:
+        statement = self._schema.statements["remove"].decode()
+        removal = statement.replace("%(key)b::uuid", f"'{key}'")
+        return Unreadable(f"record {key}", problem, removal)
+
+    def _corrupt(self, problem: str, key: UUID) -> StoreCorrupt:
+        what = self._unreadable(problem, key)
+        return StoreCorrupt(self.name, f"{what}. Who else writes this table?")
+
+
+def _key_of(each: ClaimRequest | Expiry | Renewal | Settlement) -> UUID:
+    named = each if isinstance(each, (ClaimRequest, Expiry)) else each.token
+    return key_of(named.queue, named.task_id)
 
 
 def _position(view: View, queue: str | None, cursor: str | None) -> tuple[int, UUID]:
@@ -291,7 +335,8 @@ def _key(text: str) -> UUID:
         raise InvalidArgument("cursor", f"not a cursor of this store: {text!r}") from error
 
 
-def _cursor(view: View, queue: str | None, key: UUID, record: Record) -> str:
+def _cursor(view: View, queue: str | None, row: Row) -> str:
+    key = row[_KEY].hex
     if view is View.ALL:
-        return encode_cursor(view, queue, key.hex)
-    return encode_cursor(view, queue, record.expires_at, key.hex)
+        return encode_cursor(view, queue, key)
+    return encode_cursor(view, queue, row[_EXPIRES_AT], key)

@@ -1,5 +1,6 @@
 -- The statements of the PostgreSQL store, as psycopg takes them. A name after an @ gets the schema
--- and the prefix of the URL; the functions are made by migrations/.
+-- and the prefix of the URL; the functions are made by migrations/. "remove" is for the user, where a
+-- record cannot be read.
 
 -- name: claim
 SELECT * FROM @claim_v1(
@@ -46,6 +47,9 @@ FROM unnest(%(queues)b::bytea[], %(task_ids)b::bytea[])
 JOIN @claims c
     ON c.key = @key_v1(asked.queue, asked.task_id)
     AND c.queue = asked.queue AND c.task_id = asked.task_id
+
+-- name: remove
+DELETE FROM @claims WHERE key = %(key)b::uuid
 
 -- name: scan_live
 -- In the order of expiry, which a renewal only moves on: none that stays is left out. Of one queue

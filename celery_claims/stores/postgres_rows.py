@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
+from ..checks import MAX_TOKEN
 from ..protocol import (
     EXHAUSTED_LEASE_MS,
     AlreadyClaimed,
@@ -35,6 +36,7 @@ from ..protocol import (
     TookOver,
 )
 from .postgres_arrays import Flags, Numbers, Texts, Words
+from .reading import check_record
 
 __all__ = [
     "FORGOTTEN_ANSWER",
@@ -43,6 +45,7 @@ __all__ = [
     "claim_answer",
     "claim_parameters",
     "expire_parameters",
+    "key_of",
     "key_range",
     "pack",
     "renew_answer",
@@ -81,6 +84,12 @@ def key_range(queue: str | None) -> tuple[UUID, UUID]:
     digits = hashlib.sha256(pack(queue)).hexdigest()[:_QUEUE_DIGITS]
     rest = 32 - _QUEUE_DIGITS
     return UUID(digits + rest * "0"), UUID(digits + rest * "f")
+
+
+def key_of(queue: str, task_id: str) -> UUID:
+    """The key of a record: what the schema's key_v1 makes of the two."""
+    of_queue = hashlib.sha256(pack(queue)).digest()
+    return UUID(bytes=of_queue[:4] + hashlib.sha256(of_queue + pack(task_id)).digest()[:12])
 
 
 def claim_parameters(batch: Sequence[ClaimRequest]) -> dict[str, Any]:
@@ -180,7 +189,14 @@ def as_record(row: Row) -> Record:
         UnreadableRow.
     """
     try:
-        return Record(
+        return _record(row)
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise UnreadableRow from error
+
+
+def _record(row: Row) -> Record:
+    return check_record(
+        Record(
             token=row[1],
             attempt=Attempt(row[2], row[3]),
             deaths=row[4],
@@ -199,8 +215,7 @@ def as_record(row: Row) -> Record:
             root_id=_unpack(row[18]),
             delivery=Delivery(_unpack(row[19]), _unpack(row[20]), _unpack(row[21]), row[10]),
         )
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise UnreadableRow from error
+    )
 
 
 def claim_answer(request: ClaimRequest, row: Row) -> ClaimAnswer:
@@ -223,6 +238,8 @@ def claim_answer(request: ClaimRequest, row: Row) -> ClaimAnswer:
 
 def _granted(request: ClaimRequest, facts: Row) -> ClaimToken:
     token, nesting, retries, claimed_at, expires_at, *_ = facts
+    if not 0 < token < MAX_TOKEN:
+        raise UnreadableRow from ValueError(f"its token is {token}")
     owner, root_id, deaths, task, tag, from_queue, priority = facts[9:]
     grant = ClaimToken(
         queue=request.queue,

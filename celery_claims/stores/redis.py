@@ -38,6 +38,7 @@ from ..protocol import (
 from .arguments import check_batch, check_duty, check_keep, check_keys, check_scan
 from .base import Census, Page, Store, View
 from .redis_check import find_concerns
+from .redis_damage import removal_of
 from .redis_link import Call, Link, load_script
 from .redis_record import (
     CODES,
@@ -151,7 +152,7 @@ class RedisStore(Store):
         self, view: View, *, queue: str | None = None, cursor: str | None = None, limit: int = 100
     ) -> Page:
         check_scan(view, queue, limit)
-        return self._whole(lambda: self._reader.page(view, queue, cursor, limit))
+        return self._reader.page(view, queue, cursor, limit)
 
     def expire(self, expiries: Sequence[Expiry], *, keep_ms: int) -> list[bool]:
         check_keep(keep_ms)
@@ -256,7 +257,13 @@ class RedisStore(Store):
         due = [group.shard for group in groups if self._is_due(group.shard)] if writes else []
         self._register(due)
         calls = [Call(script, group.keys, group.arguments) for group in groups]
-        for group, reply in zip(groups, self._link.run(calls, writes=writes), strict=True):
+        try:
+            replies = self._link.run(calls, writes=writes)
+        except StoreCorrupt as error:
+            if count == 1:
+                raise self._explain(error.problem, groups[0].shard, task) from error.__cause__
+            raise
+        for group, reply in zip(groups, replies, strict=True):
             group.spread(rows, reply, width)
             if writes and reply[1] and group.shard not in due:
                 self._register([group.shard])
@@ -275,19 +282,22 @@ class RedisStore(Store):
     def _decode(
         self, decode: Callable[[Any, Row], T], batch: Sequence[Any], rows: Sequence[Row]
     ) -> list[T]:
-        return self._whole(
-            lambda: [decode(each, row) for each, row in zip(batch, rows, strict=True)]
-        )
+        answers = []
+        for each, row in zip(batch, rows, strict=True):
+            try:
+                answers.append(decode(each, row))
+            except ValueError as error:
+                queue, task_id = each if isinstance(each, tuple) else _key_of(_grant_of(each))
+                task = pack_text(task_id)
+                shard = shard_of(self._prefix, queue, slot_of(task, self._slots))
+                raise self._explain(str(error), shard, task) from error
+        return answers
 
-    def _whole(self, read: Callable[[], T]) -> T:
-        try:
-            return read()
-        except InvalidArgument:
-            raise
-        except ValueError as error:
-            raise StoreCorrupt(
-                self.name, f"a record cannot be read ({error}): who else writes these keys?"
-            ) from error
+    def _explain(self, problem: str, shard: Shard, task: bytes) -> StoreCorrupt:
+        removal = removal_of(self._link, shard, task)
+        return StoreCorrupt(
+            self.name, f"a record cannot be read ({problem}); to delete it: {removal}"
+        )
 
 
 class _Group:
@@ -328,6 +338,10 @@ def _from_first_unknown(batch: Sequence[Any], rows: Sequence[Row]) -> list[int]:
 
 def _key_of(grant: ClaimRequest | ClaimToken) -> tuple[str, str]:
     return (grant.queue, grant.task_id)
+
+
+def _grant_of(each: Any) -> ClaimRequest | ClaimToken:
+    return each if isinstance(each, ClaimRequest) else each.token
 
 
 def _claim_answer(request: ClaimRequest, row: Row) -> ClaimAnswer:

@@ -113,6 +113,21 @@ class Link:
                     raise answer
             return answers
 
+    def run_apart(self, calls: Sequence[Call]) -> list[Any]:
+        """As ``run``, but where a call meets what cannot be read, the error is in its place.
+
+        Raises:
+            StoreError: of any other kind.
+        """
+        with self._guarded() as client:
+            answers = self._run(client, calls, wait=False)
+            for place, answer in enumerate(answers):
+                if isinstance(answer, Exception):
+                    answers[place] = self._explain(answer)
+                    if not isinstance(answers[place], StoreCorrupt):
+                        raise answer
+            return answers
+
     def ask(self, *command: Any) -> Any:
         """The answer to one command.
 
@@ -289,6 +304,9 @@ class Link:
                 f"{error.replicas} of {self._target.wait_replicas} replicas have the write "
                 "(wait_replicas); it may be lost in a failover: repeat it",
             )
+        if _CORRUPT in text:
+            # Without what Lua adds about the script.
+            return StoreCorrupt(name, text.partition(_CORRUPT)[2].partition(" script: ")[0])
         for kinds, phrase, error_class, advice in _KINDS:
             if isinstance(error, kinds) or (phrase and phrase in text):
                 if kinds == _READ_ONLY and self._target.kind != "single":
@@ -302,6 +320,9 @@ class _TooFewReplicas(Exception):
         super().__init__(replicas)
         self.replicas = replicas
 
+
+#: What our scripts begin their own errors with.
+_CORRUPT = "CORRUPT record: "
 
 _READ_ONLY: tuple[type[Exception], ...] = (ReadOnlyError,)
 
@@ -319,7 +340,6 @@ _KINDS: tuple[
         StoreReadOnly,
         "give the user the commands and keys that docs/stores/redis.md lists",
     ),
-    ((), "CORRUPT ", StoreCorrupt, "a record cannot be read: who else writes these keys?"),
     ((), "WRONGTYPE ", StoreCorrupt, "a key is of another type: who else uses this prefix?"),
     ((), "MISCONF ", StoreUnavailable, "it cannot save and refuses writes: see to its disk"),
     ((), "NOREPLICAS ", StoreUnavailable, "too few replicas follow (min-replicas-to-write)"),

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from ..protocol import Attempt, ClaimRequest, ClaimToken, Delivery, Outcome, Record, State
 from .base import FORGOTTEN
+from .reading import check_record
 
 __all__ = [
     "CODES",
@@ -186,7 +187,7 @@ def as_record(queue: str, task_id: str, packed: bytes, expires_at: int) -> Recor
         grant_id, owner = values.text(), values.text()
         delivery = Delivery(values.text(), values.text(), values.text(), values.priority())
     values.end()
-    return Record(
+    record = Record(
         queue=queue,
         task_id=task_id,
         owner=owner,
@@ -205,6 +206,7 @@ def as_record(queue: str, task_id: str, packed: bytes, expires_at: int) -> Recor
         forget_at=forget_at,
         delivery=delivery,
     )
+    return check_record(record)
 
 
 _STATES = {None: State.CLAIMED, Outcome.NACKED: State.FREE, Outcome.EXPIRED: State.FREE}

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, StoreCorrupt
 from ..protocol import Record
 from .arguments import decode_cursor, encode_cursor
-from .base import Census, Page, View
+from .base import Census, Page, Unreadable, View
+from .redis_damage import damaged_claim, damaged_key, damaged_shard
 from .redis_link import Call, Link, load_script
 from .redis_record import Shard, as_record, unpack_text
 from .redis_url import Target
@@ -46,7 +47,8 @@ class _Row(NamedTuple):
     shard: bytes
     task: bytes
     packed: bytes
-    queue: str
+    #: of the shard: its tag
+    name: bytes
 
 
 class Reader:
@@ -72,7 +74,8 @@ class Reader:
 
     def census(self, queue: str | None) -> Census:
         shards = self._shards(queue)
-        replies = self._link.run([Call(_CENSUS, s.fixed, [self._offset()]) for s in shards])
+        answers = self._link.run_apart([Call(_CENSUS, s.fixed, [self._offset()]) for s in shards])
+        replies = [answer for answer in answers if not isinstance(answer, StoreCorrupt)]
         return Census(
             live=sum(reply[2] for reply in replies),
             orphaned=sum(reply[3] for reply in replies),
@@ -85,7 +88,7 @@ class Reader:
         """A page of ``Store.scan``.
 
         Raises:
-            StoreError, InvalidArgument; ValueError for a record that cannot be read.
+            StoreError, InvalidArgument.
         """
         place = _read(cursor, view, queue)
         if place is not None and place.phase == _SETTLED:
@@ -95,29 +98,46 @@ class Reader:
     def _claimed_page(
         self, view: View, queue: str | None, place: _Place | None, limit: int
     ) -> Page:
-        rows, more, now = self._claimed(view, self._shards(queue), place, limit)
-        records = tuple(
-            as_record(row.queue, unpack_text(row.task), row.packed, row.expires_at) for row in rows
-        )
+        rows, more, now, unreadable = self._claimed(view, self._shards(queue), place, limit)
+        records = []
+        for row in rows:
+            shard = Shard(self._prefix, row.name)
+            try:
+                task_id = unpack_text(row.task)
+                records.append(as_record(shard.queue, task_id, row.packed, row.expires_at))
+            except ValueError as error:
+                unreadable.append(damaged_claim(shard, row.task, error))
         following: _Place | None = None
         if more:
             last = rows[-1]
             following = _Place(_CLAIMED, last.expires_at, last.shard.hex(), last.task.hex())
         elif view is View.ALL:
             following = _Place(_SETTLED)
-        return Page(records, following and encode_cursor(view, queue, *following), now)
+        cursor = following and encode_cursor(view, queue, *following)
+        return Page(tuple(records), cursor, now, tuple(unreadable))
 
     def _claimed(
         self, view: View, shards: Sequence[Shard], place: _Place | None, limit: int
-    ) -> tuple[list[_Row], bool, int]:
-        """The next records of all shards, whether there are more, and the time."""
+    ) -> tuple[list[_Row], bool, int, list[Unreadable]]:
+        """The next records of all shards, whether there are more, the time, and on the first page
+        the shards that cannot be read."""
+        broken: list[Unreadable] = []
         while True:
-            replies = self._link.run(
+            answers = self._link.run_apart(
                 [
                     Call(_PAGE, s.fixed, [self._offset(), view.value, *_begin(s, place), limit])
                     for s in shards
                 ]
             )
+            found = list(zip(shards, answers, strict=True))
+            if place is None:
+                broken = [
+                    damaged_shard(self._link, shard, answer)
+                    for shard, answer in found
+                    if isinstance(answer, StoreCorrupt)
+                ]
+            shards = [shard for shard, answer in found if not isinstance(answer, StoreCorrupt)]
+            replies = [answer for answer in answers if not isinstance(answer, StoreCorrupt)]
             pages = [_rows(shard, reply) for shard, reply in zip(shards, replies, strict=True)]
             cut = [reply[-1] == limit for reply in replies]
             # An index that named only what an eviction took is shorter now: ask again.
@@ -130,7 +150,8 @@ class Reader:
         if ends:
             rows = [row for row in rows if row <= min(ends)]
         more = bool(ends) or len(rows) > limit
-        return rows[:limit], more, min(times) if view is View.LIVE else max(times)
+        now = min(times) if view is View.LIVE else max(times)
+        return rows[:limit], more, now, broken
 
     def _settled_page(self, view: View, queue: str | None, place: _Place, limit: int) -> Page:
         servers = self._link.servers()
@@ -153,24 +174,36 @@ class Reader:
                 later = names[names.index(server) + 1 :]
                 server, cursor = (later[0], 0) if later else (server, _OVER)
         shown, left = keys[:limit], keys[limit:]
-        records, now = self._read(shown, queue)
+        records, now, unreadable = self._read(shown, queue)
         following = None
         if left or cursor != _OVER:
             rest = ",".join(key.hex() for key in left)
             following = encode_cursor(view, queue, *_Place(_SETTLED, cursor, server, rest))
-        return Page(tuple(records), following, now)
+        return Page(tuple(records), following, now, tuple(unreadable))
 
-    def _read(self, keys: Iterable[bytes], queue: str | None) -> tuple[list[Record], int]:
-        places = [place for place in map(self._parse, keys) if queue in (None, place[0].queue)]
-        replies = self._link.run(
+    def _read(
+        self, keys: Iterable[bytes], queue: str | None
+    ) -> tuple[list[Record], int, list[Unreadable]]:
+        names = None if queue is None else {shard.name for shard in self._shards(queue)}
+        places = [
+            place for place in map(self._parse, keys) if names is None or place[0].name in names
+        ]
+        answers = self._link.run_apart(
             [Call(_LOOKUP, [*s.fixed, s.key(task)], [self._offset()]) for s, task in places]
         )
-        records = [
-            as_record(shard.queue, unpack_text(task), packed, expires_at)
-            for (shard, task), (_, _, packed, expires_at) in zip(places, replies, strict=True)
-            if packed
-        ]
-        return records, max((reply[0] for reply in replies), default=0) or self._now()
+        records, now, unreadable = [], 0, []
+        for (shard, task), answer in zip(places, answers, strict=True):
+            if isinstance(answer, StoreCorrupt):
+                unreadable.append(damaged_key(shard, task, answer.problem))
+                continue
+            clock, _, packed, expires_at = answer
+            now = max(now, clock)
+            try:
+                if packed:
+                    records.append(as_record(shard.queue, unpack_text(task), packed, expires_at))
+            except ValueError as error:
+                unreadable.append(damaged_key(shard, task, str(error)))
+        return records, now or self._now(), unreadable
 
     def _pattern(self, queue: str | None) -> bytes:
         """A pattern of the keys; ``_read`` leaves out what it shows too much."""
@@ -222,9 +255,8 @@ def _begin(shard: Shard, place: _Place | None) -> list[Any]:
 
 
 def _rows(shard: Shard, reply: list[Any]) -> list[_Row]:
-    queue = shard.queue
     return [
-        _Row(reply[place + 2], shard.base, reply[place], reply[place + 1], queue)
+        _Row(reply[place + 2], shard.base, reply[place], reply[place + 1], shard.name)
         for place in range(2, len(reply) - 1, 3)
     ]
 

@@ -6,17 +6,14 @@ import math
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..errors import ConfigurationError, InvalidArgument, StoreCorrupt
 from ..protocol import (
-    Attempt,
     ClaimAnswer,
     ClaimRequest,
-    Delivery,
     Expiry,
-    Outcome,
     Record,
     RenewAnswer,
     Renewal,
@@ -37,12 +34,20 @@ from .arguments import (
     check_keep,
     check_keys,
     check_scan,
-    decode_cursor,
-    encode_cursor,
 )
 from .base import FORGET_BATCH, Census, Page, Store, View
 from .memory import Clock, host_clock
 from .sqlite_file import SQL, SQLiteFile
+from .sqlite_rows import (
+    UnreadableRow,
+    as_row,
+    cursor_at,
+    find,
+    high_water,
+    pack,
+    place_of,
+    read_rows,
+)
 
 __all__ = ["SQLiteStore"]
 
@@ -107,7 +112,7 @@ class SQLiteStore(Store):
         pairs = check_keys(keys)
 
         def find_all(connection: sqlite3.Connection) -> list[Record | None]:
-            return [_find(connection, queue, task_id) for queue, task_id in pairs]
+            return [find(connection, queue, task_id) for queue, task_id in pairs]
 
         return self._guard(lambda: self._file.read(find_all))
 
@@ -115,15 +120,16 @@ class SQLiteStore(Store):
         self, view: View, *, queue: str | None = None, cursor: str | None = None, limit: int = 100
     ) -> Page:
         check_scan(view, queue, limit)
-        parameters = _position(view, queue, cursor)
+        parameters = place_of(view, queue, cursor)
         statement = f"scan_{view.value}" if queue is None else f"scan_{view.value}_of_queue"
 
         def read_page(connection: sqlite3.Connection) -> Page:
             now = self._clock() // 1000
             parameters.update(now=now, most=limit + 1)
             rows = connection.execute(SQL[statement], parameters).fetchall()
-            following = _cursor(view, queue, rows[limit - 1]) if len(rows) > limit else None
-            return Page(tuple(_as_record(row) for row in rows[:limit]), following, now)
+            following = cursor_at(view, queue, rows[limit - 1]) if len(rows) > limit else None
+            records, unreadable = read_rows(rows[:limit])
+            return Page(records, following, now, unreadable)
 
         return self._guard(lambda: self._file.read(read_page))
 
@@ -145,13 +151,14 @@ class SQLiteStore(Store):
     def _count(self, connection: sqlite3.Connection, queue: str | None) -> Census:
         now = self._clock() // 1000
         statement = "census" if queue is None else "census_of_queue"
-        parameters = {"now": now, "queue": _pack(queue or "")}
+        parameters = {"now": now, "queue": pack(queue or "")}
         counts = {"live": 0, "orphaned": 0, "free": 0, "finished": 0}
         for row in connection.execute(SQL[statement], parameters):
             kind = row["state"]
             if kind == State.CLAIMED.value:
                 kind = "live" if row["ahead"] else "orphaned"
-            counts[kind] += row["number"]
+            if kind in counts:
+                counts[kind] += row["number"]
         return Census(now=now, **counts)
 
     def elect(self, duty: str, interval_ms: int) -> bool:
@@ -194,15 +201,10 @@ class SQLiteStore(Store):
     def _guard(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except _UnreadableRow as error:
+        except UnreadableRow as error:
             raise StoreCorrupt(
-                self.name,
-                f"a record cannot be read ({error.__cause__}): who else writes this file?",
+                self.name, f"{error.what}. Who else writes this file?"
             ) from error.__cause__
-
-
-class _UnreadableRow(Exception):
-    """A row that this package did not write."""
 
 
 class _Change:
@@ -217,24 +219,24 @@ class _Change:
         self._connection = connection
         self._now_us = now_us
         self._now = now_us // 1000
-        self._stored_high_water = int(connection.execute(SQL["get_high_water"]).fetchone()[0])
+        self._stored_high_water = high_water(connection.execute(SQL["get_high_water"]).fetchone())
         self._high_water = self._stored_high_water
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
-        record = _find(self._connection, request.queue, request.task_id)
+        record = find(self._connection, request.queue, request.task_id)
         token = next_token(self._high_water, self._now_us)
         return self._keep(record, decide_claim(record, request, self._now, token))
 
     def renew(self, renewal: Renewal) -> RenewAnswer:
-        record = _find(self._connection, renewal.token.queue, renewal.token.task_id)
+        record = find(self._connection, renewal.token.queue, renewal.token.task_id)
         return self._keep(record, decide_renew(record, renewal, self._now, self._high_water))
 
     def settle(self, settlement: Settlement) -> SettleAnswer:
-        record = _find(self._connection, settlement.token.queue, settlement.token.task_id)
+        record = find(self._connection, settlement.token.queue, settlement.token.task_id)
         return self._keep(record, decide_settle(record, settlement, self._now, self._high_water))
 
     def expire(self, expiry: Expiry, keep_ms: int) -> bool:
-        record = _find(self._connection, expiry.queue, expiry.task_id)
+        record = find(self._connection, expiry.queue, expiry.task_id)
         return self._keep(record, decide_expire(record, expiry, self._now, keep_ms))
 
     def forget(self) -> None:
@@ -243,9 +245,11 @@ class _Change:
             self.happened = True
 
     def elect(self, duty: str, interval_ms: int) -> bool:
-        parameters = {"duty": _pack(duty), "now": self._now}
+        parameters = {"duty": pack(duty), "now": self._now}
         row = self._connection.execute(SQL["get_turn"], parameters).fetchone()
-        due = turn_is_due(row["last"] if row else None, interval_ms, self._now)
+        last = row["last"] if row else None
+        # A turn that cannot be read is taken: it may be taken once too often.
+        due = turn_is_due(last if isinstance(last, int) else None, interval_ms, self._now)
         if due:
             self._connection.execute(SQL["take_turn"], parameters)
             self.happened = True
@@ -263,9 +267,9 @@ class _Change:
         after = transition.record
         if after is not None:
             statement = "prolong" if _only_prolongs(before, after) else "keep"
-            self._connection.execute(SQL[statement], _as_row(after))
+            self._connection.execute(SQL[statement], as_row(after))
         elif before is not None:
-            key = {"queue": _pack(before.queue), "task_id": _pack(before.task_id)}
+            key = {"queue": pack(before.queue), "task_id": pack(before.task_id)}
             self._connection.execute(SQL["drop"], key)
         return transition.answer
 
@@ -305,101 +309,6 @@ def _parse(url: str) -> tuple[str, str]:
             "claims_url", f"synchronous must be full or normal, got {synchronous!r}"
         )
     return path, synchronous
-
-
-def _position(view: View, queue: str | None, cursor: str | None) -> dict[str, Any]:
-    parameters: dict[str, Any] = {"queue": _pack(queue or "")}
-    if view is View.ORPHANED:
-        after = decode_cursor(cursor, view, queue, int, int) or (-1, -1)
-        return {**parameters, "after_expiry": after[0], "after_id": after[1]}
-    after = decode_cursor(cursor, view, queue, str, str) or ("", "")
-    return {
-        **parameters,
-        "after_queue": _pack(str(after[0])),
-        "after_task": _pack(str(after[1])),
-    }
-
-
-def _cursor(view: View, queue: str | None, last: sqlite3.Row) -> str:
-    if view is View.ORPHANED:
-        return encode_cursor(view, queue, last["expires_at"], last["id"])
-    return encode_cursor(view, queue, _unpack(last["queue"]), _unpack(last["task_id"]))
-
-
-def _find(connection: sqlite3.Connection, queue: str, task_id: str) -> Record | None:
-    key = {"queue": _pack(queue), "task_id": _pack(task_id)}
-    row = connection.execute(SQL["find"], key).fetchone()
-    return None if row is None else _as_record(row)
-
-
-def _pack(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _unpack(packed: bytes) -> str:
-    return packed.decode("utf-8", "surrogatepass")
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"expected a number, found {value!r}")
-    return value
-
-
-def _as_record(row: sqlite3.Row) -> Record:
-    try:
-        return Record(
-            queue=_unpack(row["queue"]),
-            task_id=_unpack(row["task_id"]),
-            owner=_unpack(row["owner"]),
-            grant_id=_unpack(row["grant_id"]),
-            token=_whole(row["token"]),
-            root_id=_unpack(row["root_id"]),
-            attempt=Attempt(_whole(row["nesting"]), _whole(row["retries"])),
-            deaths=_whole(row["deaths"]),
-            claimed_at=_whole(row["claimed_at"]),
-            expires_at=_whole(row["expires_at"]),
-            started=bool(_whole(row["started"])),
-            deliveries=_whole(row["deliveries"]),
-            state=State(row["state"]),
-            outcome=None if row["outcome"] is None else Outcome(row["outcome"]),
-            settled_at=_whole(row["settled_at"]),
-            forget_at=_whole(row["forget_at"]),
-            delivery=Delivery(
-                task=_unpack(row["task"]),
-                tag=_unpack(row["tag"]),
-                queue=_unpack(row["from_queue"]),
-                priority=row["priority"],
-            ),
-        )
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise _UnreadableRow from error
-
-
-def _as_row(record: Record) -> dict[str, Any]:
-    return {
-        "queue": _pack(record.queue),
-        "task_id": _pack(record.task_id),
-        "owner": _pack(record.owner),
-        "grant_id": _pack(record.grant_id),
-        "token": record.token,
-        "root_id": _pack(record.root_id),
-        "nesting": record.attempt.nesting,
-        "retries": record.attempt.retries,
-        "deaths": record.deaths,
-        "claimed_at": record.claimed_at,
-        "expires_at": record.expires_at,
-        "started": record.started,
-        "deliveries": record.deliveries,
-        "state": record.state.value,
-        "outcome": None if record.outcome is None else record.outcome.value,
-        "settled_at": record.settled_at,
-        "forget_at": record.forget_at,
-        "task": _pack(record.delivery.task),
-        "tag": _pack(record.delivery.tag),
-        "from_queue": _pack(record.delivery.queue),
-        "priority": record.delivery.priority,
-    }
 
 
 def _read_safety(connection: sqlite3.Connection) -> tuple[str, int]:

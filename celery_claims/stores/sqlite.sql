@@ -1,5 +1,6 @@
 -- The statements of the SQLite store. Texts are UTF-8 in BLOBs: they may hold NUL and lone
 -- surrogates. Times are milliseconds of the host's clock.
+-- restart_high_water and remove are for the user, where something cannot be read.
 
 -- name: begin_read
 BEGIN
@@ -87,6 +88,12 @@ SELECT token FROM high_water WHERE only = 1
 
 -- name: raise_high_water
 UPDATE high_water SET token = :token WHERE only = 1 AND token < :token
+
+-- name: restart_high_water
+INSERT OR REPLACE INTO high_water (only, token) VALUES (1, 0)
+
+-- name: remove
+DELETE FROM claims WHERE id = :id
 
 -- name: find
 SELECT * FROM claims WHERE queue = :queue AND task_id = :task_id

@@ -138,6 +138,7 @@ class SQLiteFile:
         )
         try:
             connection.row_factory = sqlite3.Row
+            connection.text_factory = _text
             self._prepare(connection)
         except BaseException:
             connection.close()
@@ -317,6 +318,11 @@ def _transact(
                 connection.execute(SQL["rollback"])
         raise
     return answer
+
+
+def _text(raw: bytes) -> str:
+    """A text of ours, or of anybody: one that is not UTF-8 must not end a whole statement."""
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def _number(connection: sqlite3.Connection, name: str) -> int:

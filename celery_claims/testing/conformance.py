@@ -5,6 +5,7 @@ from __future__ import annotations
 from .batching import ArgumentRules, BatchRules, KeyRules, RaceRules
 from .claiming import AnswerRules, DeliveryRules, TokenRules
 from .holding import FencingRules, RenewRules, SettleRules
+from .reading import ReadingRules
 from .sweeping import CleanupRules, ElectRules, ScanRules
 
 __all__ = ["StoreConformance"]
@@ -19,6 +20,7 @@ class StoreConformance(
     FencingRules,
     CleanupRules,
     ScanRules,
+    ReadingRules,
     ElectRules,
     BatchRules,
     KeyRules,

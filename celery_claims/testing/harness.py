@@ -59,6 +59,10 @@ class Harness(ABC):
         """Lose all data under the open stores, as a flushed or failed-over server does."""
         skip("this store cannot lose its data while it is open")
 
+    def corrupt(self, task_id: str, queue: str = "q") -> None:  # noqa: ARG002
+        """Make the record of a task one that cannot be read, as damage or another writer does."""
+        skip("no other writer can reach the records of this store")
+
     def close(self) -> None:
         """Remove the data."""
 

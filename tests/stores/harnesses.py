@@ -53,5 +53,12 @@ class SQLiteHarness(Harness):
                 other.execute(f"DELETE FROM {table}")
             other.execute("UPDATE high_water SET token = 0")
 
+    def corrupt(self, task_id: str, queue: str = "q") -> None:
+        with closing(sqlite3.connect(self.path)) as other, other:
+            other.execute(
+                "UPDATE claims SET owner = 5 WHERE queue = ? AND task_id = ?",
+                (queue.encode(), task_id.encode()),
+            )
+
     def close(self) -> None:
         self._folder.cleanup()

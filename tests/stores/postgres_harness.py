@@ -36,5 +36,12 @@ class PostgresHarness(Harness):
         tables = ", ".join(f"{self.schema}.{name}" for name in ("claims", "forgotten", "turns"))
         self.server.execute(f"TRUNCATE {tables}")
 
+    def corrupt(self, task_id: str, queue: str = "q") -> None:
+        self.server.execute(
+            f"UPDATE {self.schema}.claims SET owner = '\\xff', "
+            "outcome = CASE state WHEN 'claimed' THEN NULL ELSE 'eaten' END "
+            f"WHERE queue = '{queue}' AND task_id = '{task_id}'"
+        )
+
     def close(self) -> None:
         self.server.execute(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE")

@@ -55,5 +55,15 @@ class RedisHarness(Harness):
             for key in client.scan_iter(f"{self.prefix}*", count=1000):
                 client.delete(key)
 
+    def corrupt(self, task_id: str, queue: str = "q") -> None:
+        with self.server.client() as client:
+            for key in client.scan_iter(f"{self.prefix}{{{queue}*", count=1000):
+                if key.endswith(b".c") and client.hexists(key, task_id):
+                    packed = client.hget(key, task_id)
+                    client.hset(key, task_id, packed[: len(packed) // 2])
+                elif key.endswith(f":{task_id}".encode()):
+                    packed = client.get(key)
+                    client.set(key, packed[: len(packed) // 2], keepttl=True)
+
     def close(self) -> None:
         self.lose_everything()

@@ -627,10 +627,32 @@ class TestErrors:
         self, harness: PostgresHarness, store: PostgresStore
     ) -> None:
         grant(store)
-        for change in ("owner = '\\xff'", "outcome = 'eaten'", "task_id = '\\xc3'"):
+        for change in (
+            "owner = '\\xff'",
+            "outcome = 'eaten'",
+            "expires_at = -1",
+            "task_id = '\\xc3'",
+        ):
             harness.server.execute(f"UPDATE {harness.schema}.claims SET {change}")
-            with pytest.raises(StoreCorrupt, match="cannot be read"):
-                store.scan(View.ALL)
+            page = store.scan(View.ALL)
+            assert page.records == () and page.cursor is None
+            (unreadable,) = page.unreadable
+            if not change.startswith("task_id"):
+                with pytest.raises(StoreCorrupt) as raised:
+                    store.lookup([("q", "t")])
+                assert unreadable.removal in str(raised.value)
+        harness.server.execute(unreadable.removal)
+        assert store.scan(View.ALL).unreadable == ()
+
+    @pytest.mark.parametrize("token", [2**63 - 1, 2**60, 2**53])
+    def test_a_token_too_high_to_go_on_from_is_corrupt(
+        self, harness: PostgresHarness, store: PostgresStore, token: int
+    ) -> None:
+        """A claim with a token that no later call takes would break the calls of others."""
+        store.settle([Settlement(grant(store), Outcome.NACKED, KEEP)])
+        harness.server.execute(f"UPDATE {harness.schema}.claims SET token = {token}")
+        with pytest.raises(StoreCorrupt, match="DELETE FROM"):
+            store.claim([request()])
 
     def test_password_is_told_to_nobody(self) -> None:
         url = "postgresql://me:secret-word@127.0.0.1:1/db?sslpassword=secret-word"

@@ -314,15 +314,66 @@ class TestFaults:
             for call in (
                 lambda: store.claim([request()]),
                 lambda: store.lookup([("q", "t")]),
-                lambda: store.scan(View.LIVE),
             ):
-                with pytest.raises(errors.StoreCorrupt):
+                with pytest.raises(errors.StoreCorrupt, match=r'HDEL "claims:{q}.c" "t"'):
                     call()
+            (unreadable,) = store.scan(View.LIVE).unreadable
+            assert unreadable.removal == 'HDEL "claims:{q}.c" "t"'
             assert server.ask("HGET", "claims:{q}.c", "t") == value
-        server.ask("DEL", "claims:{q}.c")
-        server.ask("SET", "claims:{q}.c", "a string")
-        with pytest.raises(errors.StoreCorrupt):
+
+    @pytest.mark.parametrize("key", ["claims:{q}", "claims:{q}.c", "claims:{q}.e"])
+    def test_keys_of_another_type_are_told_and_cost_no_other_queue(
+        self, server: RedisServer, store: RedisStore, key: str
+    ) -> None:
+        claim(store)
+        claim(store, queue="another")
+        server.ask("DEL", key)
+        server.ask("LPUSH", key, "somebody's")
+        with pytest.raises(errors.StoreCorrupt, match=f'DEL "{key}"'):
             store.claim([request()])
+        for view in (View.LIVE, View.ALL):
+            page = store.scan(view)
+            assert [record.queue for record in page.records] == ["another"]
+            assert [each.removal for each in page.unreadable] == [f'DEL "{key}"']
+        assert store.census().live >= 1
+        assert store.check() is not None
+        server.ask("DEL", key)
+        claim(store, "new")
+
+    @pytest.mark.parametrize("value", ["", "x", "inf", "nan", "1e300", "-5", "1.5"])
+    def test_a_highest_token_that_is_none_gives_nothing_out(
+        self, server: RedisServer, store: RedisStore, value: str
+    ) -> None:
+        token = claim(store)
+        server.ask("SET", "claims:{q}", value)
+        with pytest.raises(errors.StoreCorrupt, match=r'highest token.*DEL "claims:{q}"'):
+            store.claim([request("other")])
+        assert [record.task_id for record in store.scan(View.LIVE).records] == ["t"]
+        server.ask("DEL", "claims:{q}")
+        assert claim(store, "other").token > token.token
+
+    @pytest.mark.parametrize("end", ["inf", "-inf", "1.5", "-5", "1e300", "1700000000000.5"])
+    def test_ends_of_leases_that_are_no_times_end_no_scan(
+        self, server: RedisServer, store: RedisStore, end: str
+    ) -> None:
+        """Nor are they granted over: who knows whose lease it is."""
+        for number in range(3):
+            claim(store, f"t{number}")
+        server.ask("ZADD", "claims:{q}.e", end, "t1")
+        for view in View:
+            seen: list[str] = []
+            cursor = None
+            for _ in range(10):
+                page = store.scan(view, cursor=cursor, limit=1)
+                seen += [record.task_id for record in page.records]
+                cursor = page.cursor
+                if cursor is None:
+                    break
+            assert cursor is None
+            if view is not View.ORPHANED:
+                assert {"t0", "t2"} <= set(seen)
+        with pytest.raises(errors.StoreCorrupt, match="HDEL"):
+            store.claim([request("t1")])
 
 
 class TestForms:

@@ -366,8 +366,13 @@ class TestUnusableFiles:
         grant(store)
         with closing(sqlite3.connect(path)) as other, other:
             other.execute(statement)
-        with pytest.raises(StoreCorrupt):
-            store.scan(View.ALL)
+        page = store.scan(View.ALL)
+        (unreadable,) = page.unreadable
+        assert page.records == () and page.cursor is None
+        assert store.census().live == 1
+        with closing(sqlite3.connect(path)) as other, other:
+            other.execute(unreadable.removal)
+        assert store.scan(View.ALL).unreadable == ()
 
     def test_missing_table_is_corrupt(self, store: SQLiteStore, path: Path) -> None:
         store.census()
@@ -574,7 +579,7 @@ class TestCost:
         parameters = dict.fromkeys(
             ["queue", "task_id", "now", "most", "after_queue", "after_task", "after_expiry"], 1
         )
-        parameters.update(after_id=1, expires_at=1, started=1)
+        parameters.update(after_id=1, expires_at=1, started=1, id=1)
         plan = store._file.read(
             lambda c: [
                 row["detail"]

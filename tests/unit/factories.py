@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from celery_claims.brokers import Fate, InHand
 from celery_claims.case import Action, Case, Do, Incoming
 from celery_claims.config import TaskOptions
 from celery_claims.desk import Desk
-from celery_claims.errors import StoreUnavailable
+from celery_claims.errors import StoreCorrupt, StoreUnavailable
 from celery_claims.protocol import (
     AlreadyClaimed,
     Attempt,
@@ -22,7 +24,7 @@ from celery_claims.protocol import (
     Success,
     TookOver,
 )
-from celery_claims.stores import Census, Page, Store, View
+from celery_claims.stores import Census, Page, Store, Unreadable, View
 
 LEASE = 30.0
 
@@ -130,13 +132,14 @@ def moment(seconds: float) -> Any:
     return pytest.approx(seconds, rel=0, abs=0.001)
 
 
-Effect = Callable[[], Any]
+Effect = Callable[..., Any]
 
 
 class FlakyStore(Store):
     """A store whose next calls of a verb fail as they were told to.
 
     ``fail(verb)`` loses the question, ``fail(verb, after=True)`` the reply: the effect is there.
+    A batch with a task of ``unreadable`` is refused, after what comes before that task is done.
     """
 
     def __init__(self, store: Store) -> None:
@@ -147,6 +150,8 @@ class FlakyStore(Store):
         self._failures: dict[str, list[tuple[bool, Exception]]] = {}
         #: verb -> what to do before a call of it
         self.before: dict[str, Effect] = {}
+        #: ids of tasks whose record this store cannot read
+        self.unreadable: set[str] = set()
 
     def fail(
         self, *verbs: str, times: int = 1, after: bool = False, error: Exception | None = None
@@ -171,17 +176,31 @@ class FlakyStore(Store):
             raise error
         return answer
 
+    def _each(self, verb: Effect, batch: Any, task_id: Callable[[Any], str]) -> Any:
+        for place, each in enumerate(batch):
+            if task_id(each) in self.unreadable:
+                verb(batch[:place])
+                raise StoreCorrupt(self.name, f"the record of {task_id(each)} cannot be read")
+        return verb(batch)
+
     def claim(self, requests: Any) -> Any:
-        return self._do("claim", requests, lambda: self.store.claim(requests))
+        effect = partial(self._each, self.store.claim, requests, lambda each: each.task_id)
+        return self._do("claim", requests, effect)
 
     def renew(self, renewals: Any) -> Any:
-        return self._do("renew", renewals, lambda: self.store.renew(renewals))
+        effect = partial(self._each, self.store.renew, renewals, lambda each: each.token.task_id)
+        return self._do("renew", renewals, effect)
 
     def settle(self, settlements: Any) -> Any:
-        return self._do("settle", settlements, lambda: self.store.settle(settlements))
+        effect = partial(
+            self._each, self.store.settle, settlements, lambda each: each.token.task_id
+        )
+        return self._do("settle", settlements, effect)
 
     def lookup(self, keys: Any) -> Any:
-        return self._do("lookup", keys, lambda: self.store.lookup(keys))
+        return self._do(
+            "lookup", keys, partial(self._each, self.store.lookup, keys, lambda key: key[1])
+        )
 
     def scan(
         self, view: View, *, queue: str | None = None, cursor: str | None = None, limit: int = 100
@@ -189,10 +208,17 @@ class FlakyStore(Store):
         page: Page = self._do(
             "scan", view, lambda: self.store.scan(view, queue=queue, cursor=cursor, limit=limit)
         )
-        return page
+        bad = [record for record in page.records if record.task_id in self.unreadable]
+        return replace(
+            page,
+            records=tuple(record for record in page.records if record not in bad),
+            unreadable=tuple(Unreadable(r.task_id, "damaged", f"rm {r.task_id}") for r in bad),
+        )
 
     def expire(self, expiries: Any, *, keep_ms: int) -> Any:
-        return self._do("expire", expiries, lambda: self.store.expire(expiries, keep_ms=keep_ms))
+        verb = partial(self.store.expire, keep_ms=keep_ms)
+        effect = partial(self._each, verb, expiries, lambda each: each.task_id)
+        return self._do("expire", expiries, effect)
 
     def census(self, queue: str | None = None) -> Census:
         census: Census = self._do("census", queue, lambda: self.store.census(queue))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +156,37 @@ def test_an_app_without_claims_is_told_what_to_do() -> None:
     result = CliRunner().invoke(celery, ["-A", app, "claims", "list"])  # type: ignore[list-item]
     assert result.exit_code == 1
     assert "install(app)" in result.output
+
+
+@pytest.fixture
+def damaged(filled: AtomicClaimManager, url: str) -> None:
+    """Two records of somebody else's making; one of them is a claim."""
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as other, other:
+        other.execute("UPDATE claims SET owner = 5 WHERE task_id IN (x'6c697665', x'646f6e65')")
+
+
+def test_what_cannot_be_read_is_shown_beside_the_rest(
+    invoke: Invoke, damaged: None, url: str
+) -> None:
+    """With the statement that deletes it; and nothing is hidden by it."""
+    result = invoke("list", "--all", "--json")
+    assert [row["id"] for row in json.loads(result.stdout)] == ["gone"]
+    assert result.stderr.count("unreadable: row") == 2
+    assert json.loads(invoke("stats", "--json").stdout)["unreadable"] == 1
+    shown = invoke("show", "live")
+    assert shown.exit_code == 1 and "DELETE FROM claims WHERE id = 1" in shown.stderr
+    result = invoke("check", "--json")
+    assert result.exit_code == 1
+    (problem,) = json.loads(result.stdout)["problems"]
+    statement = problem.partition("to delete it: ")[2]
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as other, other:
+        other.execute(statement)
+    assert invoke("check").exit_code == 0
+
+
+def test_cleanup_tells_how_many_it_could_not_read(invoke: Invoke, damaged: None, url: str) -> None:
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as other, other:
+        other.execute("UPDATE claims SET expires_at = 5 WHERE state = 'claimed'")
+    result = invoke("cleanup")
+    assert result.exit_code == 0
+    assert "1 of 1 expired" in result.stdout and "1 more cannot be read" in result.stdout

@@ -577,3 +577,81 @@ class TestTouching:
         touching.start()
         touching.stop()
         assert deliveries.closed
+
+
+# a record that cannot be read
+
+
+def test_one_record_that_cannot_be_read_costs_no_other_lease(
+    heartbeat: Heartbeat,
+    keeper: Keeper,
+    store: FlakyStore,
+    clock: FakeClock,
+    acted: list[Action],
+    events: list[ClaimEvent],
+) -> None:
+    """Promise 3 for all the others; the one is told of once, and is no outage."""
+    for number in range(20):
+        running(keeper, incoming(f"id-{number}"))
+    store.unreadable.add("id-7")
+    for _ in range(4):
+        clock.advance(LEASE_MS // 3)
+        assert heartbeat.run_once().renewed == 19
+    assert all(record(store, f"id-{n}").is_live(clock.now_ms) for n in range(20) if n != 7)
+    told = [event.name for event in events if event.task_id]
+    assert told == ["unreadable"] and not keeper.is_down
+    assert acted == [] and not any(event.name.startswith("store") for event in events)
+
+
+def test_a_strict_body_whose_record_cannot_be_read_is_stopped_when_its_trust_is_over(
+    heartbeat: Heartbeat,
+    keeper: Keeper,
+    store: FlakyStore,
+    clock: FakeClock,
+    acted: list[Action],
+) -> None:
+    case = running(keeper, incoming("bad", strict=True))
+    running(keeper, incoming("good", strict=True))
+    store.unreadable.add("bad")
+    for _ in range(3):
+        clock.advance(LEASE_MS // 3)
+        heartbeat.run_once()
+    assert [(action.do, action.case) for action in acted] == [(Do.STOP, case)]
+
+
+def test_a_record_that_can_be_read_again_is_renewed_and_may_be_told_of_anew(
+    heartbeat: Heartbeat,
+    keeper: Keeper,
+    store: FlakyStore,
+    clock: FakeClock,
+    events: list[ClaimEvent],
+) -> None:
+    running(keeper)
+    for broken in (True, False, True):
+        store.unreadable = {"id-1"} if broken else set()
+        clock.advance(LEASE_MS // 4)
+        assert heartbeat.run_once().renewed == (not broken)
+    assert [event.name for event in events] == ["unreadable", "unreadable"]
+
+
+def test_an_end_that_cannot_be_recorded_holds_no_other_up(
+    heartbeat: Heartbeat,
+    keeper: Keeper,
+    store: FlakyStore,
+    clock: FakeClock,
+    events: list[ClaimEvent],
+) -> None:
+    """It is tried again, and recorded once its record can be read."""
+    for task_id in ("bad", "good"):
+        unrecorded(keeper, store, task_id)
+    events.clear()
+    store.unreadable.add("bad")
+    for recorded in (1, 0, 0):
+        clock.advance(1_000)
+        assert heartbeat.run_once().recorded == recorded
+    assert record(store, "good").outcome is Outcome.SUCCESS
+    assert [event.name for event in events] == ["unreadable", "released"]
+    store.unreadable.clear()
+    clock.advance(1_000)
+    assert heartbeat.run_once().recorded == 1
+    assert record(store, "bad").outcome is Outcome.SUCCESS

@@ -38,6 +38,7 @@ PURE = {
     "errors",
     "headers",
     "holding",
+    "parts",
     "protocol",
     "settling",
 }

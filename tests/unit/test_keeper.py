@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from celery_claims import keeper as keeper_module
 from celery_claims.case import Case, Do, Incoming, Phase
 from celery_claims.errors import StoreUnavailable
 from celery_claims.events import ClaimEvent, add_hook, remove_hook
+from celery_claims.holding import LONGEST_PAUSE
 from celery_claims.keeper import Keeper, new_owner
 from celery_claims.protocol import (
     Attempt,
@@ -406,3 +408,84 @@ def test_a_store_error_of_any_kind_is_an_outage(keeper: Keeper, store: FlakyStor
     store.fail("claim", error=RuntimeError("a defect"))
     with pytest.raises(RuntimeError, match="a defect"):
         keeper.ask([case])
+
+
+# a record that cannot be read
+
+
+def test_one_record_that_cannot_be_read_costs_no_other_answer(
+    keeper: Keeper, store: FlakyStore, events: list[ClaimEvent]
+) -> None:
+    """It is held, the others run, and no outage is told or acted upon."""
+    store.unreadable.add("id-3")
+    cases = [keeper.receive(incoming(f"id-{n}"))[0] for n in range(8)]
+    actions = keeper.ask(cases)
+    assert [(action.do, action.case) for action in actions] == [
+        (Do.HOLD if case is cases[3] else Do.RUN, case) for case in cases
+    ]
+    assert [(event.name, event.task_id) for event in events] == [("unreadable", "id-3")]
+    assert "id-3 cannot be read" in events[0].detail
+    assert not keeper.is_down
+    _, actions = keeper.receive(incoming("next"))
+    assert kinds(actions) == [Do.ASK]
+
+
+def test_it_is_asked_for_less_and_less_often_and_told_of_once(
+    store: FlakyStore, events: list[ClaimEvent], monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+) -> None:
+    """No hot loop; and it runs once its record can be read, or is gone."""
+    monkeypatch.setattr(keeper_module, "monotonic", lambda: clock.now_us / 1e6)
+    keeper = Keeper("w1@host", store, run_when_down=False, can_stop=False)
+    store.unreadable.add("id-1")
+    case, _ = keeper.receive(incoming())
+    actions = keeper.ask([case])
+    start = clock.now_us
+    for _ in range(600):
+        clock.advance(100)
+        for due in keeper.due():
+            actions += keeper.ask([due])
+    assert kinds(actions) == [Do.HOLD]
+    assert 60 / LONGEST_PAUSE <= store.count("claim") <= 25
+    assert clock.now_us - start == 60_000_000
+    assert names(events) == ["unreadable"]
+    store.unreadable.clear()
+    clock.advance(round(LONGEST_PAUSE * 1000))
+    assert kinds(keeper.ask(keeper.due())) == [Do.RUN]
+
+
+def test_the_policy_for_a_store_that_cannot_say_is_for_one_record_too(store: FlakyStore) -> None:
+    """``claims_on_store_down = "run"``; but not where another owner is known to have had it."""
+    keeper = Keeper("w1@host", store, run_when_down=True, can_stop=False)
+    store.unreadable.add("id-1")
+    case, _ = keeper.receive(incoming())
+    assert kinds(keeper.ask([case])) == [Do.RUN_UNCLAIMED]
+    store.unreadable.clear()
+    store.store.claim([ClaimRequest("celery", "id-2", "w2", LEASE_MS, "theirs", "id-2")])
+    case, _ = keeper.receive(incoming("id-2"))
+    assert kinds(keeper.ask([case])) == [Do.HOLD]
+    store.unreadable.add("id-2")
+    assert keeper.ask([case]) == []
+
+
+def test_an_end_under_a_record_that_cannot_be_read_waits_for_it(
+    keeper: Keeper, store: FlakyStore, events: list[ClaimEvent]
+) -> None:
+    """Promise 5: not acknowledged before it is recorded; and that is no outage."""
+    case = ended(keeper, Ending.SUCCESS)
+    store.unreadable.add("id-1")
+    assert keeper.acknowledging(case) is False
+    assert keeper.unrecorded() and not keeper.is_down
+    assert names(events) == ["unreadable"]
+
+
+def test_one_record_that_cannot_be_read_is_left_to_its_lease_and_the_others_are_given_back(
+    keeper: Keeper, store: FlakyStore, events: list[ClaimEvent]
+) -> None:
+    for number in range(5):
+        claimed(keeper, incoming(f"id-{number}"))
+    store.unreadable.add("id-2")
+    keeper.closing(lambda _: False)
+    states = [record(store, f"id-{number}").state for number in range(5)]
+    assert [state is State.FREE for state in states] == [True, True, False, True, True]
+    assert keeper.desk.active() == []
+    assert sorted(names(events)) == ["given_back"] * 4 + ["unreadable"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from celery_claims.errors import StoreUnavailable
+from celery_claims.events import ClaimEvent, add_hook, remove_hook
 from celery_claims.protocol import (
     Attempt,
     ClaimRequest,
@@ -199,3 +200,36 @@ def test_a_store_that_fails_is_told_of(store: FlakyStore) -> None:
     store.fail("scan")
     with pytest.raises(StoreUnavailable):
         Sweeper(store, KEEP_MS).run_once()
+
+
+def test_what_cannot_be_read_hides_no_other_and_is_told_of_once_a_run(
+    store: FlakyStore, clock: FakeClock, claim: Callable[..., ClaimToken]
+) -> None:
+    """Trap 13: the sweep gets past it, page after page."""
+    number = PAGE + 20
+    for index in range(number):
+        claim(f"id-{index}")
+    clock.advance(1_000)
+    store.unreadable = {"id-3", "id-4", f"id-{PAGE + 5}"}
+    events: list[ClaimEvent] = []
+    add_hook(events.append)
+    try:
+        assert Sweeper(store, KEEP_MS).run_once() == Sweep(number - 3, number - 3, unreadable=3)
+    finally:
+        remove_hook(events.append)
+    (event,) = events
+    assert (event.name, event.task_id) == ("unreadable", "")
+    assert "to delete it: rm id-" in event.detail and "2 more" in event.detail
+
+
+def test_a_claim_that_cannot_be_cleaned_up_costs_no_other(
+    store: FlakyStore, clock: FakeClock, claim: Callable[..., ClaimToken]
+) -> None:
+    """It was damaged after the scan."""
+    for index in range(5):
+        claim(f"id-{index}")
+    clock.advance(1_000)
+    store.before["expire"] = lambda: store.unreadable.add("id-2")
+    sweep = Sweeper(store, KEEP_MS).run_once()
+    assert (sweep.seen, sweep.unreadable) == (5, 1)
+    assert states(store, "id-1", "id-2", "id-3") == [State.FREE, State.CLAIMED, State.FREE]

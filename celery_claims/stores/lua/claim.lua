@@ -63,6 +63,7 @@ local function decide(key, task, wanted)
     key, task, record, wanted, deliveries, record.code == EXPIRED and ORPHANED or SUCCESS, '')
 end
 
+check_high_water()
 for number = FIRST, #KEYS do
   local place = 2 + 4 * (number - FIRST)
   local wanted = {root = ARGV[place], grant = ARGV[place + 1], rest = ARGV[place + 2]}

@@ -9,7 +9,7 @@
 -- The index may name what is no longer claimed after an eviction: that is taken out of it here.
 
 local view, after, word, task, most = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
-local low, high = '-inf', '+inf'
+local low, high = '-inf', whole(MOST)
 if after ~= '' then low = word == 'none' and '(' .. after or after end
 if view == 'orphaned' then
   high = whole(now)
@@ -48,7 +48,8 @@ local found = redis.call(
 for place = 1, #found, 2 do
   local packed = redis.call('HGET', CLAIMED, found[place])
   if packed then
-    answer(found[place], packed, tonumber(found[place + 1]))
+    -- As a whole number, whatever it is: a scan goes on from it.
+    answer(found[place], packed, math.max(0, math.ceil(tonumber(found[place + 1]))))
   else
     redis.call('ZREM', EXPIRY, found[place])
   end

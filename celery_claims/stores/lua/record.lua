@@ -28,7 +28,7 @@ local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2] + ARGV[1] * 1000
 local now = math.floor(now_us / 1000)
 local stored_high_water = redis.call('GET', BASE)
-local high_water = tonumber(stored_high_water or 0)
+local high_water = tonumber(stored_high_water or 0) or -1
 local answers = {now, stored_high_water and 0 or 1}
 
 local function answer(...)
@@ -49,14 +49,25 @@ local function corrupt(why)
   error('CORRUPT record: ' .. tostring(why))
 end
 
+-- Numbers may be of any kind, where somebody else wrote them: not a number, no whole one, infinite.
+local MOST = 9007199254740990
+local function is_whole(number, least)
+  return type(number) == 'number' and number >= least and number <= MOST and number % 1 == 0
+end
+
+-- Before a script goes by the high-water.
+local function check_high_water()
+  if not is_whole(high_water, 0) then corrupt('the highest token is no number') end
+end
+
 -- The record in `packed`; its `packed` and `born` are what it was read from.
 local function parse(packed)
   local done, at, code, token, nesting, retries, deaths, runs, drift, root =
     pcall(cmsgpack.unpack_limit, packed, 8, 0)
   if not done then corrupt(at) end
-  if type(root) ~= 'string' or type(token) ~= 'number' or type(runs) ~= 'number'
-    or type(nesting) ~= 'number' or type(retries) ~= 'number' or type(deaths) ~= 'number'
-    or type(drift) ~= 'number' or type(code) ~= 'number' then
+  if type(root) ~= 'string' or not is_whole(token, 1) or not is_whole(runs, 0)
+    or not is_whole(nesting, 0) or not is_whole(retries, 0) or not is_whole(deaths, 0)
+    or not is_whole(drift, -MOST) or not is_whole(code, 0) then
     corrupt('fields of another type')
   end
   local record = {
@@ -68,11 +79,11 @@ local function parse(packed)
   if code ~= 0 then
     local more, lag, keep, lease
     done, more, lag, keep = pcall(cmsgpack.unpack_limit, packed, 2, at)
-    if not done or type(keep) ~= 'number' then corrupt(more) end
+    if not done or not is_whole(lag, -MOST) or not is_whole(keep, 1) then corrupt(more) end
     at, record.forget_at = more, born + lag + keep
     if record.free then
       done, more, lease = pcall(cmsgpack.unpack_limit, packed, 1, at)
-      if not done or type(lease) ~= 'number' then corrupt(more) end
+      if not done or not is_whole(lease, -MOST) then corrupt(more) end
       at, record.expires_at = more, born + lease
     end
   end
@@ -92,6 +103,7 @@ local function find(key, task)
     local record = parse(packed)
     -- Without an end (the index was evicted) it counts as over.
     record.expires_at = tonumber(redis.call('ZSCORE', EXPIRY, task) or 0)
+    if not is_whole(record.expires_at, 0) then corrupt('the end of its lease is no time') end
     return record
   end
   packed = redis.call('GET', key)

@@ -27,6 +27,7 @@ local function renew(key, task, record, lease, extend, started)
   answer(RENEWED, expires_at, '')
 end
 
+check_high_water()
 for number = FIRST, #KEYS do
   local key, place = KEYS[number], 3 + width * (number - FIRST)
   local task = task_of(key)

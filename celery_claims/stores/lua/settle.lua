@@ -26,6 +26,7 @@ local function settle(key, task, record, keep, code, counted)
   answer(SETTLED, 0, '')
 end
 
+check_high_water()
 for number = FIRST, #KEYS do
   local key, place = KEYS[number], 3 + width * (number - FIRST)
   local task = task_of(key)
