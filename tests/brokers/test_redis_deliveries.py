@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -18,11 +19,14 @@ from celery_claims.errors import StoreUnavailable
 from celery_claims.protocol import Attempt, Delivery, Record, State
 from kombu.transport.redis import Channel
 
+from tests.docs.pages import ROOT
 from tests.process.redis_broker import RedisBroker
 from tests.stores.redis_server import paused
 
 #: Seconds; no test waits so long, so what was touched in it is fresh.
 STALE = 3600.0
+
+DOCS = ROOT / "docs" / "brokers" / "redis.md"
 
 OPTIONS = [
     pytest.param({}, id="defaults"),
@@ -374,3 +378,21 @@ def test_a_third_of_the_visibility_timeout(tmp_path: Path, timeout: float, every
 def test_other_brokers_need_no_touch() -> None:
     connection = kombu.Connection("memory://")
     assert open_deliveries(connection, timeout=1.0, stale_after=STALE) is None
+
+
+def test_the_documented_permissions_are_enough(bench: Bench) -> None:
+    found = re.search(r"ACL SETUSER (?:\S+ ){4}(.*)", DOCS.read_text())
+    assert found is not None
+    allowed = found[1].split()
+    bench.client.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", *allowed)
+    url = f"redis://reader:secret@127.0.0.1:{bench.broker.server.port}/{bench.broker.database}"
+    limited = open_deliveries(kombu.Connection(url), timeout=30.0, stale_after=STALE)
+    assert limited is not None
+    exchange = kombu.Exchange("news", "topic")
+    bench.publish(kombu.Queue("q", exchange, "#"), routing_key="a")
+    tag = bench.take()
+    limited.touch([InHand(tag, "q")])
+    bench.age(tag)
+    assert limited.give_back_untouched() == 1
+    assert limited.give_back([record(tag)]) == [Fate.NOBODYS]
+    limited.close()

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [
         ROOT / "README.md",
-        ROOT / "examples" / "quickstart" / "README.md",
+        *(ROOT / "examples").glob("*/README.md"),
         *(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts),
     ]
 )

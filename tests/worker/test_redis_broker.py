@@ -136,7 +136,7 @@ def test_a_solo_body_is_not_given_away(celery_setup: ProcessSetup) -> None:
 
 
 @on_redis
-@traps(lease=ENDLESS)
+@traps(lease=ENDLESS, cleanup_every=NEVER)
 @workers(1)
 def test_what_is_held_is_known_to_the_broker_at_once(celery_setup: ProcessSetup) -> None:
     """Not at the next touch, which is minutes away: the worker may be killed before."""

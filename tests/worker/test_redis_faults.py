@@ -75,6 +75,7 @@ def woken(setup: ProcessSetup) -> Shared:
     """As ``taken_over``, and the old worker has been told."""
     case = taken_over(setup)
     case.old.resume()
+    wait_for_events(case.old, "lost", case.result.id)
     wait_for_events(case.old, "held", case.result.id)
     setup.journal.note_dead(setup.journal.runs(case.result.id)[0].pid)
     return case
@@ -147,7 +148,7 @@ class TestOneTagTwoWorkers:
     @traps(**SOON_BACK)
     @workers(2)
     def test_the_old_owner_leaves_and_takes_nothing_along(self, celery_setup: ProcessSetup) -> None:
-        """Nothing is put back by its shutdown: the record at the broker is the new owner's."""
+        """Told, and nothing is put back by its shutdown: the record at the broker is another's."""
         setup, case = celery_setup, woken(celery_setup)
         end_warm(case.old)
         assert redis_of(setup).unacked() == [case.tag]
