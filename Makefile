@@ -15,7 +15,7 @@ PACKAGE := pyproject.toml $(CONSTRAINTS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 #: Debian packages of the servers that the tests start for themselves.
-SERVERS := redis-server postgresql pgbouncer
+SERVERS := redis-server postgresql pgbouncer rabbitmq-server
 #: No server of the system's own is started by installing it.
 APT := env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
 

@@ -41,7 +41,7 @@ class ClaimsWorkerStep(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         claims, keeper = self._claims, self._keeper
-        for problem in claims.store.check():
+        for problem in claims.problems(claims.store):
             worker.app.log.get_default_logger("celery_claims").warning(problem)
         store, deliveries = claims.open_store(), claims.open_deliveries()
         lease = claims.shortest_lease()
@@ -52,7 +52,7 @@ class ClaimsWorkerStep(bootsteps.StartStopStep):
                 # Without a hub Celery's loop waits while the pool is full: for the body to stop.
                 consumer.claims_gate.perform(actions)
             else:
-                consumer.call_soon(consumer.claims_gate.perform, actions)
+                consumer.claims_gate.loop.call(consumer.claims_gate.perform, actions)
 
         self._heartbeat = Heartbeat(
             keeper,
@@ -124,8 +124,8 @@ class ClaimsConsumerStep(bootsteps.StartStopStep):
             claims.settings.max_held,
         )
         consumer.claims_gate = self._gate
-        watch = PoolWatch(self._gate, keeper, forks=forks)
-        consumer.pool.apply_async = watch.wrap(consumer.pool.apply_async)
+        self._watch = PoolWatch(self._gate, keeper, forks=forks)
+        consumer.pool.apply_async = self._watch.wrap(consumer.pool.apply_async)
         consumer.strategies = Strategies(self._gated)
         consumer.update_strategies = self._updating(consumer, consumer.update_strategies)
         self._claims = claims
@@ -141,7 +141,12 @@ class ClaimsConsumerStep(bootsteps.StartStopStep):
 
         return update_strategies
 
+    def register_with_event_loop(self, consumer: Any, hub: Any) -> None:
+        consumer.claims_gate.loop.register(hub)
+
     def start(self, consumer: Any) -> None:
+        self._gate.connected()
+        self._watch.wrap_flush(consumer.pool)
         announce_queue(consumer.task_consumer, self._gate.set_queue)
 
     def stop(self, consumer: Any) -> None:

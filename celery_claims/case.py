@@ -8,7 +8,8 @@
       ▼        again       │                         ▼
      held ◀────────────────┴──────── lost ── (its body has stopped)
       │
-      └── finished elsewhere ──▶ done (acknowledged and skipped)
+      ├── finished elsewhere ──▶ done (acknowledged and skipped)
+      └── waited too long ─────▶ done (back in its queue)
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Do(Enum):
     HOLD = "hold"
     #: acknowledge the delivery without running it
     SKIP = "skip"
+    #: give the delivery back to its queue, for it has waited long enough
+    RETURN = "return"
     #: record FAILURE with DeliveriesExhausted, settle, reject
     REPORT = "report"
     #: stop the running body and report ``returned`` once it has stopped
@@ -104,6 +107,8 @@ class Case:
     incoming: Incoming
     connection: int
     grant_id: str
+    received_at: float = 0.0
+    at_broker: bool = True
     phase: Phase = Phase.ASKING
     held: bool = False
     pauses: int = 0

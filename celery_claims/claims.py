@@ -15,7 +15,14 @@ from .config import PREFIX, Settings, TaskOptions, read_settings
 from .headers import Passport
 from .keeper import Keeper
 from .options import options_of
-from .places import check_place, default_options, default_url, visibility_timeout
+from .places import (
+    check_broker,
+    check_place,
+    default_options,
+    default_url,
+    longest_wait,
+    visibility_timeout,
+)
 from .run import Run, here
 from .stores import Store, open_store
 from .sweep import Sweeper
@@ -51,6 +58,7 @@ class Claims:
             self.store,
             run_when_down=self.settings.on_store_down == "run",
             can_stop=forks,
+            max_wait=self.settings.max_wait,
         )
         return self.keeper
 
@@ -74,6 +82,8 @@ class Claims:
             timeout = visibility_timeout(self.app.connection_for_read()) or 0.0
             default = replace(settings, keep_finished=None).keep_free(TaskOptions())
             settings = replace(settings, keep_finished=max(default, 2 * timeout))
+        if settings.max_wait is None:
+            settings = replace(settings, max_wait=longest_wait(self.app.connection_for_read()))
         return settings
 
     def _configured(self) -> Iterator[tuple[str, Any]]:
@@ -117,6 +127,10 @@ class Claims:
             forks=forks,
             allow_local=self.settings.allow_local_store,
         )
+
+    def problems(self, store: Store) -> list[str]:
+        """What the store or the broker cannot keep of what is promised, each in one sentence."""
+        return store.check() + check_broker(self.app.connection_for_read(), self.app.conf)
 
     def options(self, name: str) -> TaskOptions | None:
         """How the task of this name is claimed; None: it is not."""

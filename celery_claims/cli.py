@@ -147,7 +147,7 @@ def check(ctx: Any, as_json: bool) -> None:
         found.check_place(forks=True)
         tasks = sorted(task.name for task in found.claimed_tasks())
         with _store(ctx) as store:
-            problems = [*store.check(), *map(str, _unreadable(store, None))]
+            problems = [*found.problems(store), *map(str, _unreadable(store, None))]
     if not tasks:
         problems.append("no task is claimed: decorate one with @claimed or set claims_tasks")
     if as_json:

@@ -71,6 +71,8 @@ class Settings:
         store_timeout: seconds that the worker waits for one answer of the store; None: 2, or a
             third of a shorter lease. Default None.
         max_held: count of duplicates that may wait beside the prefetch count. Default 1000.
+        max_wait: seconds that a duplicate may be held before it goes back to its queue; None:
+            900 on RabbitMQ, no limit elsewhere. Default None.
         allow_local_store: allow a store of one host or process with a network broker.
             Default False.
     """
@@ -86,6 +88,7 @@ class Settings:
     cleanup_every: float = 10.0
     store_timeout: float | None = None
     max_held: int = 1000
+    max_wait: float | None = None
     allow_local_store: bool = False
 
     @property
@@ -214,6 +217,8 @@ def _check(settings: Settings, prefix: str) -> None:
     _flag(f"{prefix}strict", settings.strict)
     _flag(f"{prefix}allow_local_store", settings.allow_local_store)
     _count(f"{prefix}max_held", settings.max_held, 0, MAX_PREFETCH // 2)
+    if settings.max_wait is not None:
+        _seconds(f"{prefix}max_wait", settings.max_wait, 1.0, 365 * 86_400.0)
     _seconds(f"{prefix}cleanup_every", settings.cleanup_every, 1.0, 86_400.0)
     _seconds(f"{prefix}store_timeout", settings.timeout, 0.05, MAX_LEASE)
     if settings.on_store_down not in ("wait", "run"):

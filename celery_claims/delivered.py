@@ -20,15 +20,16 @@ class Delivered:
     """A message and the way that Celery wants it handled."""
 
     __slots__ = (
-        "acknowledge",
+        "_acknowledge",
+        "_reject",
         "answered",
         "body",
         "callbacks",
         "case",
+        "directly",
         "let_go",
         "message",
         "pending",
-        "reject",
         "request",
         "roomy",
         "strategy",
@@ -39,8 +40,8 @@ class Delivered:
     ) -> None:
         self.message = message
         self.body = body
-        self.acknowledge = acknowledge
-        self.reject = reject
+        self._acknowledge = acknowledge
+        self._reject = reject
         self.callbacks = callbacks
         self.strategy = strategy
         self.case: Case
@@ -54,6 +55,16 @@ class Delivered:
         self.let_go = False
         #: an acknowledgement or rejection that waits for the store
         self.pending: Callable[[], None] | None = None
+        #: the loop has ended, through which Celery's own way leads
+        self.directly = False
+
+    def acknowledge(self, log: Any, errors: Any) -> None:
+        """Tell the broker."""
+        (self.message.ack_log_error if self.directly else self._acknowledge)(log, errors)
+
+    def reject(self, log: Any, errors: Any, requeue: bool = False) -> None:
+        """Tell the broker."""
+        (self.message.reject_log_error if self.directly else self._reject)(log, errors, requeue)
 
 
 def claim_of(body: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from .case import Action, Case, Do, Incoming, Key, Phase
 from .config import BEATS_PER_LEASE
-from .holding import FIRST_PAUSE, LONGEST_PAUSE, Lines
+from .holding import FIRST_PAUSE, LONGEST_PAUSE, Lines, Patience
 from .protocol import (
     AlreadyClaimed,
     ClaimAnswer,
@@ -70,6 +70,7 @@ class Desk:
         new_grant: makes a grant id.
         run_when_down: ``claims_on_store_down = "run"``.
         can_stop: bodies can be killed (prefork).
+        max_wait: seconds that a delivery may be held; None: no limit.
         rng: for jitter.
     """
 
@@ -77,20 +78,23 @@ class Desk:
     new_grant: Callable[[], str]
     run_when_down: bool = False
     can_stop: bool = False
+    max_wait: float | None = None
     rng: random.Random = field(default_factory=random.Random)
     connection: int = 0
     outage: Outage = field(default_factory=Outage)
     lines: Lines = field(init=False)
+    patience: Patience = field(init=False)
     _active: dict[Key, Case] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.lines = Lines(self.rng)
+        self.patience = Patience(self.max_wait)
 
     # deliveries and the store's answers
 
     def receive(self, incoming: Incoming, now: float) -> tuple[Case, list[Action]]:
         """A message arrived."""
-        case = Case(incoming, self.connection, self.new_grant())
+        case = Case(incoming, self.connection, self.new_grant(), received_at=now)
         if incoming.key in self._active or incoming.key in self.lines:
             return case, self._hold(case, now + LONGEST_PAUSE)
         if now < self.outage.until:
@@ -165,6 +169,24 @@ class Desk:
             self.lines.set_alarm(case, self.outage.until)
         return []
 
+    def overdue(self, now: float) -> list[Action]:
+        """Deliveries that were held for as long as they may be.
+
+        Nothing is known of their attempts: they are neither acknowledged nor dropped, but wait in
+        their queue, or wherever it delivers them next.
+        """
+        actions = []
+        for case in self.patience.over(now):
+            self.lines.leave(case, now)
+            case.phase = Phase.DONE
+            actions.append(Action(Do.RETURN, case))
+        return actions
+
+    def next_alarm(self) -> float | None:
+        """When ``due`` or ``overdue`` may have something to say again."""
+        alarms = (self.lines.next_alarm(), self.patience.next_end())
+        return min((at for at in alarms if at is not None), default=None)
+
     # the run
 
     def submitted(self, case: Case) -> bool:
@@ -173,6 +195,11 @@ class Desk:
             return False
         case.phase = Phase.SUBMITTED
         return True
+
+    def unsubmitted(self, case: Case) -> None:
+        """The pool gave up a body that it had not begun, and never will."""
+        if case.phase is Phase.SUBMITTED:
+            case.phase = Phase.CLAIMED
 
     def accepted(self, case: Case, now: float) -> None:
         """The pool began the body."""
@@ -233,8 +260,13 @@ class Desk:
             if case.unrecorded is not None and case.record_at <= now
         ]
 
-    def returned(self, case: Case, now: float) -> list[Action]:
-        """The body of a lost or hung case has stopped: the delivery waits like any duplicate."""
+    def returned(self, case: Case, now: float, *, at_broker: bool = True) -> list[Action]:
+        """The body of a lost or hung case has stopped: the delivery waits like any duplicate.
+
+        Parameters:
+            at_broker: its message is not acknowledged.
+        """
+        case.at_broker = at_broker
         self._deactivate(case, now)
         case.phase = Phase.HELD
         case.grant_id = self.new_grant()
@@ -311,6 +343,7 @@ class Desk:
         self.connection += 1
         for case in self.lines.dissolve():
             case.phase = Phase.DONE
+        self.patience.forget_all()
         unstarted = [case for case in self._active.values() if case.phase is Phase.CLAIMED]
         return list(self._give_back(unstarted))
 
@@ -351,6 +384,7 @@ class Desk:
         if case.held:
             return []
         case.held = True
+        self.patience.begin(case)
         return [Action(Do.HOLD, case, answer)]
 
     def _cannot_ask(self, case: Case, ask_at: float) -> list[Action]:

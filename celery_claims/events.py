@@ -1,7 +1,7 @@
 """What happens to claims, for those who watch: one event type, and hooks that only observe.
 
-Events: ``claimed``, ``taken_over``, ``held``, ``skipped``, ``exhausted``, ``lost``, ``released``,
-``given_back``, ``unreadable``, ``store_down``, ``store_up``, ``swept``.
+Events: ``claimed``, ``taken_over``, ``held``, ``returned``, ``skipped``, ``exhausted``, ``lost``,
+``released``, ``given_back``, ``unreadable``, ``store_down``, ``store_up``, ``swept``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ NAMES = {
     "claimed": logging.DEBUG,
     "taken_over": logging.WARNING,
     "held": logging.INFO,
+    "returned": logging.INFO,
     "skipped": logging.INFO,
     "exhausted": logging.ERROR,
     "lost": logging.WARNING,

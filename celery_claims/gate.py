@@ -12,7 +12,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from celery.exceptions import InvalidTaskError
+from celery.exceptions import InvalidTaskError, TaskRevokedError
 from celery.worker import state
 from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
@@ -26,8 +26,10 @@ from .events import ClaimEvent
 from .headers import HEADER, first_queue, read_identity
 from .inspection import EVENT_PREFIX, SENT, event_fields
 from .keeper import Keeper
+from .loop import Loop
 from .protocol import Delivery, Finished, Superseded
-from .seams import let_go, stop_body
+from .room import FreshRoom, Room, SharedRoom
+from .seams import has_fixed_prefetch, let_go, resubscribe, stop_body
 
 __all__ = ["Gate", "Strategies"]
 
@@ -89,20 +91,33 @@ class Gate:
         self._delivered: dict[Case, Delivered] = {}
         self._asking: list[Case] = []
         self._gathering = False
-        self._roomy = 0
         self._alarm_at = 0.0
         self._closed = False
+        self.loop = Loop(consumer)
+        self._room: Room | None = None
         #: The queue that the message now being received comes from; None: unknown.
         self.queue: str | None = None
+        self._source: Any = None
         #: That queue is of a fanout exchange: every worker shall run the task.
         self.broadcast = False
         keeper.ring = self.ring
         keeper.late_end = self._late_end
         keeper.watch = self._watch
 
+    def connected(self) -> None:
+        """A connection is there, and nothing has been received on it."""
+        consumer = self._consumer
+        if not has_fixed_prefetch(consumer):
+            self._room = SharedRoom(consumer.qos, self._max_held)
+            return
+        qos = consumer.qos
+        subscribe = partial(resubscribe, consumer.task_consumer)
+        self._room = FreshRoom(lambda: qos.value, subscribe, self.loop, self._max_held)
+
     def set_queue(self, queue: Any) -> None:
         """The next message comes from this queue."""
         self.queue = queue.name
+        self._source = queue
         self.broadcast = queue.exchange.type == "fanout"
 
     # receiving
@@ -116,6 +131,9 @@ class Gate:
             if self._closed:
                 # Unacknowledged, it goes back to the broker with the connection.
                 return None
+            if self._room is not None and self._room.follows_all:
+                ack, reject = (_followed(answer, self._room, message) for answer in (ack, reject))
+                self._room.received(self._source, message)
             delivered = Delivered(message, body, ack, reject, callbacks, strategy)
             incoming = None
             if options is not None and not self.broadcast:
@@ -183,6 +201,8 @@ class Gate:
             self._stop(delivered)
         elif action.do is Do.HOLD:
             self._hold(delivered, action)
+        elif action.do is Do.RETURN:
+            self._give_back(delivered)
         else:
             self._take_room_back(delivered)
             self._pass(delivered, action)
@@ -213,6 +233,8 @@ class Gate:
         self._asking.clear()
         if cases:
             self.perform(self._keeper.ask(cases))
+            # A timer's callback: what was handed to the loop must not wait for its next event.
+            self.loop.wake()
 
     def _pass(self, delivered: Delivered, action: Action) -> None:
         case = delivered.case
@@ -267,21 +289,19 @@ class Gate:
         self._keeper.tell("held", delivered.case, _holder(action))
         # A killed worker's claims are known to the store; what it holds must be known as well.
         self._keeper.wake_for_hold()
-        if delivered.let_go:
-            return
-        qos = self._consumer.qos
-        if delivered.roomy or self._roomy >= self._max_held or qos is None:
-            return
-        before = qos.value
-        # A limit (worker_eta_task_limit) makes the increment silently do nothing.
-        delivered.roomy = qos.increment_eventually() != before
-        self._roomy += delivered.roomy
+        if not (delivered.roomy or delivered.let_go) and self._room is not None:
+            delivered.roomy = self._room.hold(delivered.message)
 
     def _take_room_back(self, delivered: Delivered) -> None:
-        if delivered.roomy:
+        if delivered.roomy and self._room is not None:
             delivered.roomy = False
-            self._roomy -= 1
-            self._consumer.qos.decrement_eventually()
+            self._room.go_on(delivered.message)
+
+    def _give_back(self, delivered: Delivered) -> None:
+        self._take_room_back(delivered)
+        self._forget(delivered.case)
+        self._keeper.tell("returned", delivered.case, "waits in its queue, for it was held long")
+        delivered.reject(logger, self._consumer.connection_errors, True)
 
     def _stop(self, delivered: Delivered) -> None:
         case, request = delivered.case, delivered.request
@@ -309,12 +329,21 @@ class Gate:
     # what Celery does with a request
 
     def submit(self, request: Request) -> Case | None:
-        """The case of a request that goes to the pool; None: it is not claimed."""
+        """The case of a request that goes to the pool; None: it is not claimed.
+
+        Raises:
+            TaskRevokedError: its claim was given back with its connection, and its message has
+                gone to somebody; the pool's slot is given back.
+        """
         header = request.request_dict.get(HEADER)
-        case = self._keeper.case(header["grant_id"]) if header and "grant_id" in header else None
+        if not header or "grant_id" not in header:
+            return None
+        case = self._keeper.case(header["grant_id"])
         delivered = self._delivered.get(case) if case is not None else None
         if case is None or delivered is None:
-            return None
+            # Not task_ready, which would forget the request of the message's next delivery.
+            state.reserved_requests.discard(request)
+            raise TaskRevokedError(request.id)
         delivered.request = request
         return case
 
@@ -341,9 +370,10 @@ class Gate:
             self._keeper.dropped(case)
             self._forget(case)
             return
-        actions = self._keeper.returned(case)
+        at_broker = not (delivered.answered or delivered.let_go)
+        actions = self._keeper.returned(case, at_broker=at_broker)
         if actions:
-            self._consumer.call_soon(self.perform, actions)
+            self.loop.call(self.perform, actions)
         else:
             self._forget(case)
 
@@ -380,7 +410,7 @@ class Gate:
             delivered.pending = send
 
     def _late_end(self, case: Case, lost: bool) -> None:
-        self._consumer.call_soon(self._send_late, case, lost)
+        self.loop.call(self._send_late, case, lost)
 
     def _send_late(self, case: Case, lost: bool) -> None:
         delivered = self._delivered.get(case)
@@ -398,19 +428,20 @@ class Gate:
         if event.name in SENT and dispatcher is not None and dispatcher.enabled:
             # Not from here: this may be a thread that must not touch the broker's connection.
             kind = EVENT_PREFIX + event.name.replace("_", "-")
-            self._consumer.call_soon(partial(dispatcher.send, kind, **event_fields(event)))
+            self.loop.call(partial(dispatcher.send, kind, **event_fields(event)))
 
     # time and ends
 
     def ring(self) -> None:
         """From any thread: look after the held deliveries soon."""
-        self._consumer.call_soon(self.pump)
+        self.loop.call(self.pump)
 
     def pump(self) -> None:
         """Ask for the held deliveries whose time has come."""
         if self._closed:
             return
         self._alarm_at = 0.0
+        self.perform(self._keeper.overdue())
         for _ in range(ROUNDS):
             cases = self._keeper.due()
             if not cases:
@@ -429,7 +460,6 @@ class Gate:
     def disconnected(self) -> None:
         """The connection is gone, and with it every message that waits."""
         self._keeper.disconnected()
-        self._roomy = 0
         kept = set(self._keeper.desk.active())
         for case in list(self._delivered):
             if case not in kept:
@@ -443,11 +473,20 @@ class Gate:
         self._closed = True
         for delivered in list(self._delivered.values()):
             if delivered.pending is not None and not delivered.case.lost:
+                delivered.directly = True
                 delivered.pending()
                 delivered.pending = None
 
     def _forget(self, case: Case) -> None:
         self._delivered.pop(case, None)
+
+
+def _followed(answer: Callable[..., Any], room: Room, message: Any) -> Callable[..., Any]:
+    def follow(*args: Any) -> Any:
+        room.answered(message)
+        return answer(*args)
+
+    return follow
 
 
 def _grant(case: Case) -> str:

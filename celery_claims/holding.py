@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from .case import Case, Key, Phase
 from .protocol import AlreadyClaimed
 
-__all__ = ["FIRST_PAUSE", "LONGEST_PAUSE", "Lines"]
+__all__ = ["FIRST_PAUSE", "LONGEST_PAUSE", "Lines", "Patience"]
 
 #: First pause before a held delivery asks again, in seconds; it doubles from there.
 FIRST_PAUSE = 0.05
@@ -106,3 +106,39 @@ class Lines:
     def _is_first(self, case: Case) -> bool:
         line = self._lines.get(case.key)
         return line is not None and line[0] is case
+
+
+@dataclass(slots=True)
+class Patience:
+    """When held deliveries have waited for so long that they must go back to their queue.
+
+    Parameters:
+        limit: seconds from a delivery's arrival; None: it may wait for ever.
+    """
+
+    limit: float | None
+    _ends: list[tuple[float, int, Case]] = field(default_factory=list)
+    _count: int = 0
+
+    def begin(self, case: Case) -> None:
+        """The case is held from now on, which it was not."""
+        if self.limit is not None and case.at_broker:
+            self._count += 1
+            heappush(self._ends, (case.received_at + self.limit, self._count, case))
+
+    def over(self, now: float) -> list[Case]:
+        """Held cases whose time is over; each is reported once."""
+        cases = []
+        while self._ends and self._ends[0][0] <= now:
+            _, _, case = heappop(self._ends)
+            if case.phase is Phase.HELD and case not in cases:
+                cases.append(case)
+        return cases
+
+    def next_end(self) -> float | None:
+        """When ``over`` may have something to say."""
+        return self._ends[0][0] if self._ends else None
+
+    def forget_all(self) -> None:
+        """None of them waits any more."""
+        self._ends.clear()

@@ -38,14 +38,24 @@ class Keeper:
         store: for the worker's own calls; safe in every thread of it.
         run_when_down: ``claims_on_store_down = "run"``.
         can_stop: the pool can kill a body.
+        max_wait: ``claims_max_wait``, in seconds.
     """
 
-    def __init__(self, hostname: str, store: Store, *, run_when_down: bool, can_stop: bool) -> None:
+    def __init__(
+        self,
+        hostname: str,
+        store: Store,
+        *,
+        run_when_down: bool,
+        can_stop: bool,
+        max_wait: float | None = None,
+    ) -> None:
         self.desk = Desk(
             owner=new_owner(hostname),
             new_grant=lambda: secrets.token_hex(12),
             run_when_down=run_when_down,
             can_stop=can_stop,
+            max_wait=max_wait,
         )
         self.store = store
         self.lock = allocate_lock()
@@ -116,7 +126,11 @@ class Keeper:
 
     def next_alarm(self) -> float | None:
         with self.lock:
-            return self.desk.lines.next_alarm()
+            return self.desk.next_alarm()
+
+    def overdue(self) -> list[Action]:
+        with self.lock:
+            return self.desk.overdue(monotonic())
 
     # runs
 
@@ -143,6 +157,10 @@ class Keeper:
     def submitted(self, case: Case) -> bool:
         with self.lock:
             return self.desk.submitted(case)
+
+    def unsubmitted(self, case: Case) -> None:
+        with self.lock:
+            self.desk.unsubmitted(case)
 
     def accepted(self, case: Case) -> None:
         with self.lock:
@@ -202,11 +220,11 @@ class Keeper:
         if not known:
             self.tell("lost", case, "its body found the claim gone")
 
-    def returned(self, case: Case) -> list[Action]:
-        """The body is over and the message is still ours: back to the gate."""
+    def returned(self, case: Case, *, at_broker: bool) -> list[Action]:
+        """The body is over and the delivery is still ours: back to the gate."""
         self._by_grant.pop(case.grant_id, None)
         with self.lock:
-            actions = self.desk.returned(case, monotonic())
+            actions = self.desk.returned(case, monotonic(), at_broker=at_broker)
         self.ring()
         return actions
 

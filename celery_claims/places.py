@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +12,14 @@ from urllib.parse import quote
 from .brokers import redis_address
 from .errors import ConfigurationError
 
-__all__ = ["check_place", "default_options", "default_url", "visibility_timeout"]
+__all__ = [
+    "check_broker",
+    "check_place",
+    "default_options",
+    "default_url",
+    "longest_wait",
+    "visibility_timeout",
+]
 
 #: Transports whose messages do not leave the host.
 LOCAL_TRANSPORTS = frozenset({"memory", "filesystem"})
@@ -19,6 +27,8 @@ LOCAL_TRANSPORTS = frozenset({"memory", "filesystem"})
 LOCAL_STORES = ("sqlite", "memory")
 #: kombu's Redis default, in seconds: what a message waits before it is given to another worker.
 REDIS_VISIBILITY_TIMEOUT = 3600.0
+#: Half of RabbitMQ's default consumer_timeout, in seconds: a held delivery is back before it.
+AMQP_WAIT = 900.0
 #: Carries the file made for a memory broker to the children of a spawning pool.
 SESSION_FILE = "CELERY_CLAIMS_SESSION_FILE"
 
@@ -96,6 +106,28 @@ def visibility_timeout(connection: Any) -> float | None:
     if connection.transport.driver_type == "redis":
         return REDIS_VISIBILITY_TIMEOUT
     return None
+
+
+def longest_wait(connection: Any) -> float | None:
+    """Seconds that a delivery may be held unacknowledged; None: as long as it takes."""
+    return AMQP_WAIT if connection.transport.driver_type == "amqp" else None
+
+
+def check_broker(connection: Any, conf: Mapping[str, Any]) -> list[str]:
+    """What keeps a worker from living with its broker's limits, each in one sentence.
+
+    Parameters:
+        connection: a kombu connection, not yet connected.
+        conf: the app's configuration.
+    """
+    if connection.transport.driver_type != "amqp" or conf.get("broker_channel_error_retry"):
+        return []
+    problem = (
+        "RabbitMQ closes the channel of a worker that leaves a message unacknowledged for longer "
+        "than its consumer_timeout (30 minutes unless set), and the worker ends with it: set "
+        "broker_channel_error_retry = True"
+    )
+    return [problem]
 
 
 def _is_local(connection: Any) -> bool:

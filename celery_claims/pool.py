@@ -19,7 +19,7 @@ from .case import Case
 from .gate import Gate
 from .keeper import Keeper
 from .protocol import Outcome
-from .seams import is_terminating, was_cancelled
+from .seams import is_terminating, job_owner, keep_if_sent, unaccepted_jobs, was_cancelled
 from .settling import Ending
 from .tracer import LostRun, NotRun, Recorded, acks_on
 
@@ -65,6 +65,35 @@ class PoolWatch:
 
         return watched
 
+    def wrap_flush(self, pool: Any) -> None:
+        """Look after what the pool gives up when the connection is lost. Idempotent."""
+        flush = getattr(pool, "flush", None)
+        if flush is not None and not isinstance(flush, Flush):
+            pool.flush = Flush(pool, flush)
+
+
+class Flush:
+    """The pool's ``flush``, which gives up every body that is not known to have begun.
+
+    Celery expects their messages to come again. But a body that was sent to a child runs there, and
+    so its callbacks must stay; and of one that was not sent, the claim must not be kept.
+    """
+
+    def __init__(self, pool: Any, flush: Callable[[], Any]) -> None:
+        self._pool = pool
+        self._flush = flush
+
+    def __call__(self) -> None:
+        watches = {
+            job: watch
+            for job in unaccepted_jobs(self._pool)
+            if isinstance(watch := job_owner(job), Watch)
+        }
+        self._flush()
+        for job, watch in watches.items():
+            if not keep_if_sent(self._pool, job):
+                watch.given_up()
+
 
 class Watch:
     """The callbacks of one claimed request."""
@@ -86,6 +115,11 @@ class Watch:
         self._keeper.accepted(self._case)
         if self._accept is not None:
             self._accept(*args, **kwargs)
+
+    def given_up(self) -> None:
+        """The pool will not run the body."""
+        if self._case.grant_id == self._grant_id:
+            self._keeper.unsubmitted(self._case)
 
     def result(self, result: Any, **kwargs: Any) -> None:
         if not isinstance(result, tuple):

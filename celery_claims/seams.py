@@ -19,10 +19,15 @@ from kombu.transport import virtual
 __all__ = [
     "actual",
     "announce_queue",
+    "has_fixed_prefetch",
     "is_terminating",
+    "job_owner",
+    "keep_if_sent",
     "let_go",
     "request_context",
+    "resubscribe",
     "stop_body",
+    "unaccepted_jobs",
     "was_cancelled",
 ]
 
@@ -99,4 +104,67 @@ def let_go(message: Any) -> bool:
     # What Redis knows is changed by the subclass only.
     forget: Any = virtual.QoS.ack
     forget(channel.qos, message.delivery_tag)
+    return True
+
+
+def has_fixed_prefetch(consumer: Any) -> bool:
+    """Whether a prefetch count that is sent now is for later subscriptions only."""
+    if consumer.connection.transport.driver_type != "amqp":
+        # Kombu's own transports have one count for a channel, whatever they are asked for.
+        return False
+    if getattr(consumer, "qos_global", None) is not None:
+        return consumer.qos_global is False
+    queues = consumer.app.amqp.queues.values()
+    return bool(consumer.app.conf.get("worker_detect_quorum_queues")) and any(
+        (queue.queue_arguments or {}).get("x-queue-type") == "quorum" for queue in queues
+    )
+
+
+def resubscribe(
+    task_consumer: Any, queue: Any, prefetch_count: int, usual: int, begin: Callable[[], None]
+) -> None:
+    """End a subscription and begin another with fresh credit; what it delivered stays here.
+
+    Parameters:
+        task_consumer: kombu's consumer of the worker's queues.
+        queue: one of them, bound to the channel.
+        prefetch_count: of the new subscription.
+        usual: of those that Celery begins later.
+        begin: called between the two.
+    """
+    tag = task_consumer._active_tags.pop(queue.name, None)
+    if tag is None:
+        # ``celery control cancel_consumer`` was here first.
+        return
+    channel = task_consumer.channel
+    channel.basic_cancel(tag)
+    begin()
+    channel.basic_qos(0, prefetch_count, False)
+    task_consumer._basic_consume(queue, nowait=False)
+    channel.basic_qos(0, usual, False)
+
+
+def unaccepted_jobs(pool: Any) -> list[Any]:
+    """What a prefork pool with an event loop has taken, and not heard the beginning of."""
+    return [job for job in pool._pool._cache.values() if not job.accepted()]
+
+
+def job_owner(job: Any) -> object:
+    """Whose method the pool calls with the result."""
+    return getattr(job._callback, "__self__", None)
+
+
+def keep_if_sent(pool: Any, job: Any) -> bool:
+    """Take a job that the pool gave up back into its books, if a living child got it.
+
+    Returns:
+        whether its callbacks will be called.
+    """
+    books = pool._pool._cache
+    if job.ready() or job._job in books:
+        return True
+    child = job._write_to
+    if child is None or not child._is_alive():
+        return False
+    books[job._job] = job
     return True

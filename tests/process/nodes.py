@@ -117,6 +117,18 @@ class SiteBroker(CeleryTestBroker):
         """How many messages wait in the queue."""
         raise NotImplementedError
 
+    def left(self, queue: str = "celery") -> int:
+        """How many messages of the queue are not acknowledged, for tests whose workers are gone."""
+        return self.waiting(queue)
+
+    @property
+    def claims(self) -> dict[str, Any]:
+        """Settings of ``install`` that this broker needs."""
+        return {}
+
+    def release(self) -> None:
+        """Nothing uses it any more."""
+
     def redeliver(self, task_id: str) -> int:
         """Deliver a task's messages again that workers have, delivery tag and all, as a broker
         does by itself when it thinks that they are gone.

@@ -32,6 +32,7 @@ from .waiting import TIMEOUT, wait_until
 #: Brokers of a site by name; imported on use, for each needs what it needs.
 BROKERS: Mapping[str, str] = {
     "folder": "tests.process.nodes:FolderBroker",
+    "rabbitmq": "tests.process.rabbit_broker:RabbitBroker",
     "redis": "tests.process.redis_broker:RedisBroker",
     "sqlite": "tests.process.nodes:SQLiteBroker",
 }
@@ -66,7 +67,7 @@ class Site:
         self.backend = FolderBackend(folder / "results")
         self.journal = Journal(folder / "journal.jsonl")
         self.gates = Gates(folder / "gates")
-        self.claims = dict(claims or {})
+        self.claims = {**self.broker.claims, **(claims or {})}
         if "url" in self.claims:
             self.claims["url"] = store_url(self.claims["url"], folder)
         # The broker's own side must use the names and prefixes that the workers are given.
@@ -140,6 +141,7 @@ class Site:
         """End every process that was started here, and check that none is left."""
         for process in self._processes:
             process.teardown()
+        self.broker.release()
 
 
 class ProcessSetup(CeleryTestSetup):

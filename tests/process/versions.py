@@ -17,10 +17,10 @@ __all__ = [
     "FINDS_STORED_SUCCESS",
     "KOMBU",
     "NAMES_CHILDREN",
-    "PREFETCH_LIMIT",
     "REQUEUES_UNACKED_TIMEOUTS",
     "STORES_REJECTIONS",
     "STOPS_SOLO_BODIES",
+    "TELLS_QOS",
     "TELLS_TIMEOUTS_TWICE",
 ]
 
@@ -64,5 +64,5 @@ FINDS_STORED_SUCCESS = CELERY >= (5, 7)
 #: ``worker_process_init`` is sent with the host's name. Before, it had no sender.
 NAMES_CHILDREN = CELERY >= (5, 7)
 
-#: kombu's prefetch count may have a limit, ``worker_eta_task_limit``.
-PREFETCH_LIMIT = KOMBU >= (5, 6)
+#: The consumer says whether its prefetch counts are of subscriptions.
+TELLS_QOS = CELERY >= (5, 7)

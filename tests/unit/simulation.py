@@ -21,6 +21,8 @@ from celery_claims.testing import FakeClock
 from tests.unit.factories import incoming
 
 LEASE_MS = 30_000
+#: Seconds that a delivery is held at most.
+MAX_WAIT = 40.0
 
 
 class Call(enum.Enum):
@@ -66,6 +68,7 @@ class Worker:
         self.perform(actions, call, delay_ms)
 
     def ask_due(self, call: Call, delay_ms: int) -> None:
+        self.perform(self.desk.overdue(self.world.now), call, delay_ms)
         for case in self.desk.due(self.world.now):
             self.ask(case, call, delay_ms)
 
@@ -75,6 +78,8 @@ class Worker:
                 self.ask(case, call, delay_ms)
             elif do is Do.SKIP:
                 self.acknowledge(case)
+            elif do is Do.RETURN:
+                self.give_to_broker(case)
             elif do is Do.STOP:
                 self.to_stop.add(case)
             elif do is Do.REPORT:
@@ -210,7 +215,7 @@ class Worker:
     # what there is to do
 
     def may_ask(self) -> bool:
-        at = self.desk.lines.next_alarm()
+        at = self.desk.next_alarm()
         return at is not None and at <= self.world.now
 
     def may_record(self) -> bool:
@@ -252,7 +257,8 @@ class World:
 
     def new_desk(self, name: str) -> Desk:
         self._boots += 1
-        return Desk(f"{name}/{self._boots}", self._new_grant, rng=random.Random(self._boots))
+        rng = random.Random(self._boots)
+        return Desk(f"{name}/{self._boots}", self._new_grant, max_wait=MAX_WAIT, rng=rng)
 
     def _new_grant(self) -> str:
         self._grants += 1

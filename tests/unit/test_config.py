@@ -51,6 +51,7 @@ def test_every_setting_is_read_in_any_case() -> None:
         "cleanup_every": 5,
         "store_timeout": 1.5,
         "max_held": 7,
+        "max_wait": 60,
         "allow_local_store": True,
     }
     assert set(values) == set(Settings.__slots__)
@@ -83,6 +84,7 @@ def test_every_setting_is_read_in_any_case() -> None:
         *[("cleanup_every", bad) for bad in (None, "10", True, NAN, 0, 0.5, 86_401)],
         *[("store_timeout", bad) for bad in ("2", True, NAN, 0, 0.01, -1, INF)],
         *[("max_held", bad) for bad in (None, "9", True, -1, 1.5, 65_535)],
+        *[("max_wait", bad) for bad in ("60", True, NAN, INF, 0, 0.5)],
         *[("allow_local_store", bad) for bad in (None, 1, "true")],
     ],
 )
@@ -104,6 +106,8 @@ def test_a_bad_value_names_its_setting(name: str, value: object, prefix: str) ->
         ("max_deliveries", 1),
         ("max_hold", 1),
         ("max_held", 0),
+        ("max_wait", None),
+        ("max_wait", 1),
         ("cleanup_every", 1),
         ("tasks", []),
     ],

@@ -670,3 +670,78 @@ def test_the_shortest_lease_is_of_what_is_renewed(desk: Desk) -> None:
     claimed_case(desk, incoming("short", lease=5.0))
     held_case(desk, incoming("held", lease=1.0))
     assert desk.shortest_lease() == 5.0
+
+
+# how long a delivery may be held
+
+
+def test_a_held_delivery_goes_back_after_max_wait() -> None:
+    """A broker may close the channel of one that waits for longer; each goes back by its age."""
+    desk = make_desk(max_wait=900.0)
+    first = held_case(desk)
+    second, _ = desk.receive(incoming(), 100.0)
+    assert desk.overdue(899.9) == []
+    (action,) = desk.overdue(900.0)
+    assert (action.do, action.case, first.phase) == (Do.RETURN, first, Phase.DONE)
+    assert desk.lines.waiting() == [second]
+    assert desk.due(900.0) == [second], "whoever is first now asks"
+    assert [action.case for action in desk.overdue(1_000.0)] == [second]
+    assert desk.overdue(9_999.0) == [] and desk.lines.waiting() == []
+
+
+def test_a_delivery_that_no_longer_waits_stays() -> None:
+    desk = make_desk(max_wait=900.0)
+    case = held_case(desk)
+    desk.answered(case, success(case), 10.0, 10.0)
+    assert desk.overdue(1_000.0) == [] and case.phase is Phase.CLAIMED
+
+
+def test_a_lost_run_is_held_for_what_is_left_of_its_time() -> None:
+    """The broker counts from the arrival of the message, whatever was done with it since."""
+    desk = make_desk(max_wait=900.0)
+    case = running_case(desk)
+    lose(desk, case)
+    desk.returned(case, 800.0)
+    assert desk.next_alarm() is not None and desk.overdue(899.0) == []
+    assert [action.case for action in desk.overdue(900.0)] == [case]
+
+
+def test_an_acknowledged_message_is_not_given_back() -> None:
+    """The broker does not have it: it waits here for as long as it takes."""
+    desk = make_desk(max_wait=900.0)
+    case = running_case(desk)
+    lose(desk, case)
+    desk.returned(case, 800.0, at_broker=False)
+    assert desk.overdue(9_999.0) == [] and desk.lines.waiting() == [case]
+
+
+def test_the_end_of_the_wait_has_an_alarm_of_its_own() -> None:
+    """While a run of this worker is on, its copies ask nothing and wait for nothing else."""
+    desk = make_desk(max_wait=900.0)
+    running_case(desk)
+    copy, _ = desk.receive(incoming(), 1.0)
+    desk.due(1e9)
+    assert desk.next_alarm() == 901.0
+    assert [action.case for action in desk.overdue(901.0)] == [copy]
+
+
+def test_without_max_wait_a_delivery_is_held_as_long_as_it_takes(desk: Desk) -> None:
+    held_case(desk)
+    assert desk.overdue(1e9) == []
+
+
+def test_a_body_that_the_pool_gave_up_is_given_back(desk: Desk) -> None:
+    """Else its claim would be renewed for ever, and its message never run."""
+    case = claimed_case(desk)
+    desk.submitted(case)
+    desk.unsubmitted(case)
+    assert [given_back for given_back, _ in desk.disconnected()] == [case]
+
+
+@pytest.mark.parametrize("phase", [Phase.CLAIMED, Phase.RUNNING, Phase.ENDED])
+def test_only_a_submitted_body_can_be_given_up(desk: Desk, phase: Phase) -> None:
+    case = claimed_case(desk) if phase is Phase.CLAIMED else running_case(desk)
+    if phase is Phase.ENDED:
+        desk.ended(case, Ending.SUCCESS, recorded=False)
+    desk.unsubmitted(case)
+    assert case.phase is phase

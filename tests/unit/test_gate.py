@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from celery.exceptions import TaskRevokedError
 from celery_claims import gate as module
 from celery_claims.case import Action, Case, Do
 from celery_claims.delivered import Delivered
 from celery_claims.gate import BURST, GATHER, Gate
+from celery_claims.headers import HEADER
 from celery_claims.keeper import Keeper
 from celery_claims.protocol import ClaimAnswer, ClaimRequest
 from celery_claims.stores.memory import MemoryStore
@@ -36,9 +39,9 @@ def test_a_report_that_comes_too_late_leaves_the_message_to_the_next_owner(
     gate._delivered[delivered.case] = delivered
     keeper.next_alarm.return_value = None
     gate.perform([Action(Do.REPORT, delivered.case)])
-    assert delivered.reject.called is rejected
+    assert delivered._reject.called is rejected
     assert keeper.returned.called is not rejected
-    delivered.acknowledge.assert_not_called()
+    delivered._acknowledge.assert_not_called()
 
 
 class Burst:
@@ -145,3 +148,49 @@ def test_a_copy_of_a_gathered_message_is_held() -> None:
     burst.fire()
     assert burst.store.sizes == [1, 1, 1, 1, 1]
     assert len(burst.keeper.snapshot()[1]) == 1
+
+
+@pytest.fixture
+def gate() -> Gate:
+    keeper = MagicMock()
+    keeper.next_alarm.return_value = None
+    return Gate(MagicMock(), keeper, MagicMock(), MagicMock(), max_held=10)
+
+
+def deliver(gate: Gate) -> Delivered:
+    delivered = Delivered(MagicMock(), None, MagicMock(), MagicMock(), None, MagicMock())
+    delivered.case = Case(incoming(), connection=0, grant_id="grant")
+    gate._delivered[delivered.case] = delivered
+    return delivered
+
+
+def test_a_delivery_that_waited_too_long_goes_back_to_its_queue(gate: Gate) -> None:
+    """Promise 5: rejected to be delivered again, not acknowledged and not dropped."""
+    delivered = deliver(gate)
+    gate.perform([Action(Do.RETURN, delivered.case)])
+    delivered._reject.assert_called_once()
+    assert delivered._reject.call_args.args[2] is True
+    delivered._acknowledge.assert_not_called()
+    assert gate._delivered == {}
+
+
+def test_at_the_end_an_acknowledgement_does_not_take_the_loops_way(gate: Gate) -> None:
+    """The loop has ended by then, and would never send it."""
+    delivered = deliver(gate)
+    delivered.pending = partial(delivered.acknowledge, "log", "errors")
+    gate.closing()
+    delivered.message.ack_log_error.assert_called_once_with("log", "errors")
+    delivered._acknowledge.assert_not_called()
+
+
+def test_a_request_whose_claim_was_given_back_does_not_run(gate: Gate) -> None:
+    """An older Celery lets the ETA timers of a lost connection go on."""
+    gate._keeper.case.return_value = None
+    request = MagicMock(id="id-1", request_dict={HEADER: {"grant_id": "of another connection"}})
+    with pytest.raises(TaskRevokedError):
+        gate.submit(request)
+
+
+def test_a_request_without_a_claim_is_celerys_own(gate: Gate) -> None:
+    assert gate.submit(MagicMock(request_dict={})) is None
+    assert gate.submit(MagicMock(request_dict={HEADER: {"queue": "first"}})) is None

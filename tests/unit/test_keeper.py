@@ -247,7 +247,7 @@ def test_a_lost_body_goes_back_to_the_gate(
     old = case.grant_id
     take_over(store, clock)
     keeper.acknowledging(case)
-    assert kinds(keeper.returned(case)) == [Do.HOLD]
+    assert kinds(keeper.returned(case, at_broker=True)) == [Do.HOLD]
     assert keeper.case(old) is None and case.grant_id != old
 
 

@@ -130,3 +130,16 @@ def test_a_database_server_as_broker_is_no_local_one() -> None:
 )
 def test_the_visibility_timeout(connection: Any, seconds: float | None) -> None:
     assert visibility_timeout(connection) == seconds
+
+
+def test_a_delivery_is_held_for_half_of_rabbitmqs_timeout() -> None:
+    assert places.longest_wait(network_broker("amqp")) == 1800 / 2
+    assert places.longest_wait(network_broker("redis")) is None
+    assert places.longest_wait(Connection("filesystem://")) is None
+
+
+def test_a_worker_that_a_closed_channel_would_end_is_a_problem() -> None:
+    (problem,) = places.check_broker(network_broker("amqp"), {})
+    assert "broker_channel_error_retry = True" in problem
+    assert places.check_broker(network_broker("amqp"), {"broker_channel_error_retry": True}) == []
+    assert places.check_broker(network_broker("redis"), {}) == []

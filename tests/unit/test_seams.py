@@ -16,10 +16,12 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
+from billiard.pool import ApplyResult
 from celery import Celery, bootsteps, platforms, signals, states
 from celery.app import trace
 from celery.apps import worker
 from celery.concurrency import prefork
+from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.base import apply_target
 from celery.exceptions import Ignore, TaskRevokedError, WorkerLostError, WorkerTerminate
 from celery.local import Proxy
@@ -38,7 +40,7 @@ from tests.process.versions import (
     ACKS_AT_ONCE,
     CANCELS_SILENTLY,
     NAMES_CHILDREN,
-    PREFETCH_LIMIT,
+    TELLS_QOS,
 )
 
 INTERNALS = ROOT / "docs" / "internals.md"
@@ -206,17 +208,92 @@ def test_task_ready_forgets_a_request():
     assert request.id not in state.requests
 
 
-def test_a_limit_makes_prefetch_increments_silent():
-    """What ``increment_eventually`` answers is the only sign of whether it did anything."""
-    if not PREFETCH_LIMIT:
-        with pytest.raises(TypeError, match="max_prefetch"):
-            QoS(MagicMock(), 1, max_prefetch=2)
-        qos = QoS(MagicMock(), 1)
-        assert [qos.increment_eventually(), qos.decrement_eventually()] == [2, 1]
-        return
-    qos = QoS(MagicMock(), 1, max_prefetch=2)
-    assert [qos.increment_eventually(), qos.increment_eventually(), qos.value] == [2, 2, 2]
-    assert qos.decrement_eventually() == 1
+def test_the_prefetch_count_is_sent_if_it_is_not_what_was_sent_last():
+    """``update`` calls ``callback`` with ``value``, leaves it in ``prev``; loops compare both."""
+    qos = QoS(MagicMock(), 4)
+    qos.update()
+    qos.update()
+    qos.callback.assert_called_once_with(prefetch_count=4)
+    assert qos.prev == qos.value == 4
+    qos.prev = None
+    qos.callback = again = MagicMock()
+    qos.update()
+    again.assert_called_once_with(prefetch_count=4)
+
+
+def test_the_tasks_step_says_whether_prefetch_counts_are_of_subscriptions():
+    """``Consumer.qos_global`` is what was asked of the broker; a Celery before 5.7 has none."""
+    its_consumer = MagicMock()
+    its_consumer.connection.transport.driver_type = "amqp"
+    for matches_spec in (True, False) if TELLS_QOS else ():
+        its_consumer.connection.qos_semantics_matches_spec = matches_spec
+        its_consumer.app.conf.worker_detect_quorum_queues = False
+        Tasks(its_consumer).start(its_consumer)
+        assert its_consumer.qos_global is not matches_spec
+        assert seams.has_fixed_prefetch(its_consumer) is matches_spec
+    its_consumer.connection.transport.driver_type = "redis"
+    assert not seams.has_fixed_prefetch(its_consumer)
+    older = MagicMock(spec=["app", "connection"])
+    older.connection.transport.driver_type = "amqp"
+    older.app.amqp.queues = {"q": Queue("q", queue_arguments={"x-queue-type": "quorum"})}
+    assert seams.has_fixed_prefetch(older)
+    older.app.amqp.queues = {"q": Queue("q")}
+    assert not seams.has_fixed_prefetch(older)
+
+
+def test_a_queue_is_subscribed_to_anew_on_its_channel():
+    """kombu keeps the tag of each queue in ``_active_tags`` and finds a new one when asked."""
+    channel = MagicMock()
+    queue = Queue("canary", Exchange("canary"), "canary")
+    its_consumer = Consumer(channel, [queue], auto_declare=False, callbacks=[MagicMock()])
+    its_consumer.consume()
+    (bound,) = its_consumer.queues
+    first = its_consumer._active_tags["canary"]
+    channel.reset_mock()
+    seams.resubscribe(its_consumer, bound, 3, 8, channel.between)
+    calls = [name for name, *_ in channel.mock_calls if name.startswith(("basic", "between"))]
+    assert calls == ["basic_cancel", "between", "basic_qos", "basic_consume", "basic_qos"]
+    channel.basic_cancel.assert_called_once_with(first)
+    assert [call.args for call in channel.basic_qos.call_args_list] == [
+        (0, 3, False),
+        (0, 8, False),
+    ]
+    assert its_consumer._active_tags["canary"] != first
+    its_consumer.cancel_by_queue("canary")
+    channel.reset_mock()
+    seams.resubscribe(its_consumer, bound, 3, 8, channel.between)
+    assert channel.mock_calls == []
+
+
+def test_every_step_is_told_of_the_event_loop():
+    """``register_with_event_loop(consumer, hub)``, each time that the loop begins."""
+    step = MagicMock()
+    its_consumer = MagicMock(steps=[step])
+    its_consumer.blueprint = bootsteps.Blueprint(steps=[])
+    consumer.Consumer.register_with_event_loop(its_consumer, "hub")
+    step.register_with_event_loop.assert_called_once_with(its_consumer, "hub")
+
+
+def test_a_flushed_pool_gives_up_what_it_has_not_heard_of():
+    """``AsynPool.flush`` takes jobs that are not accepted out of ``_cache``, sent or not; one that
+    is put back gets its callbacks."""
+    pool, callback = MagicMock(_state=None, synack=False, _cache={}), MagicMock()
+    jobs = {name: ApplyResult(pool._cache, callback) for name in ("sent", "unsent", "running")}
+    jobs["sent"]._write_to = MagicMock()
+    jobs["running"]._ack(0, 0.0, 1, None)
+    unaccepted = seams.unaccepted_jobs(MagicMock(_pool=pool))
+    assert unaccepted == [jobs["sent"], jobs["unsent"]]
+    AsynPool.flush(pool)
+    assert list(pool._cache.values()) == [jobs["running"]]
+    kept = {name: seams.keep_if_sent(MagicMock(_pool=pool), job) for name, job in jobs.items()}
+    assert kept == {"sent": True, "unsent": False, "running": True}
+    assert pool._cache[jobs["sent"]._job] is jobs["sent"]
+    jobs["sent"]._write_to._is_alive.return_value = False
+    jobs["sent"].discard()
+    assert not seams.keep_if_sent(MagicMock(_pool=pool), jobs["sent"])
+    owned = ApplyResult({}, Request.on_success.__get__(request := MagicMock()))
+    assert seams.job_owner(owned) is request
+    assert seams.job_owner(ApplyResult({}, len)) is not request
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def insides(setup: ProcessSetup, worker: ProcessWorker) -> dict[str, int]:
 def assert_all_acknowledged(setup: ProcessSetup, *workers: ProcessWorker) -> None:
     """What a worker has not acknowledged goes back to its queue when it ends: there is nothing."""
     end_warm(*(workers or setup.workers))
-    assert waiting(setup.broker) == 0
+    assert setup.site.broker.left() == 0
 
 
 def waiting(broker: SiteBroker, queue: str = "celery") -> int:
