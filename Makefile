@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 #: How many tests run side by side: more than cores, for most of them wait for a worker.
 JOBS ?= 4
+SPREAD = --numprocesses $(JOBS) --dist worksteal
 #: What pytest runs, e.g. make test TESTS="tests/unit -k protocol"
 TESTS ?=
 #: Arguments of the benchmarks.
@@ -14,23 +15,35 @@ CONSTRAINTS := tests/constraints.txt
 PACKAGE := pyproject.toml $(CONSTRAINTS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
+#: The supported versions of Celery, the oldest first; each is tested with the kombu of its time.
+CELERIES := 5.4 5.5 5.6 5.7
+
 #: Debian packages of the servers that the tests start for themselves.
 SERVERS := redis-server postgresql pgbouncer rabbitmq-server
 #: No server of the system's own is started by installing it.
 APT := env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-quick numbers docs servers clean
+.PHONY: help demo test test-oldest test-versions lint format bench bench-quick numbers docs servers clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## Kill a worker in mid-task and watch another take over (under two minutes)
 	@$(BIN)/python examples/quickstart/demo.py
 
 test: lint servers  ## Lint, then run all tests and show the slowest
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(TESTS)
+	$(BIN)/python -m pytest $(SPREAD) $(TESTS)
+	$(if $(TESTS),,@$(MAKE) --no-print-directory test-oldest)
+
+test-oldest: .venv-celery-$(firstword $(CELERIES))/.dev  ## Try what is worn thinnest on the oldest supported Celery
+	.venv-celery-$(firstword $(CELERIES))/bin/python -m pytest $(SPREAD) -m oldest tests/unit tests/worker
+
+test-versions: servers $(CELERIES:%=test-celery-%)  ## Run all tests on each supported Celery (half an hour)
+
+test-celery-%: .venv-celery-%/.dev
+	.venv-celery-$*/bin/python -m pytest $(SPREAD) $(TESTS)
 
 lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .
@@ -66,7 +79,7 @@ servers:  ## Install the servers that the tests start, where apt can
 	$$sudo $(APT) install -y -qq --no-install-recommends $$missing >/dev/null
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) docs/_build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-celery-* docs/_build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # ensurepip is what Debian leaves out of its python3; asking for it first avoids a half-made .venv.
 $(BIN)/python:
@@ -84,6 +97,14 @@ $(VENV)/.demo: $(PACKAGE) | $(BIN)/python
 
 $(VENV)/.dev: $(PACKAGE) | $(BIN)/python
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+.PRECIOUS: .venv-celery-%/.dev
+.venv-celery-%/.dev: $(PACKAGE) | $(BIN)/python
+	$(BIN)/python -m venv $(@D)
+	grep -vE '^(celery|kombu)==' $(CONSTRAINTS) > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(@D)/constraints.txt --editable '.[dev]' 'celery==$*.*' 'kombu==$*.*'
 	@touch $@
 
 $(VENV)/.docs: $(PACKAGE) | $(BIN)/python

@@ -16,6 +16,7 @@ MARKERS = (
     "docker: asks only what every setup of pytest-celery has; with --docker only these run",
     "brokers(*kinds): run once for each of these embedded brokers",
     "site(app, conf, claims): the folder, settings and app of a test with real workers",
+    "oldest: also run by `make test` on the oldest Celery that is supported",
     "workers(count, **spec): the workers that the test starts with",
 )
 

@@ -43,6 +43,8 @@ from tests.process.versions import (
     TELLS_QOS,
 )
 
+pytestmark = pytest.mark.oldest
+
 INTERNALS = ROOT / "docs" / "internals.md"
 
 

@@ -80,6 +80,7 @@ def test_retries_are_not_deaths(celery_setup: ProcessSetup) -> None:
     assert len(celery_setup.journal.runs(result.id)) == 4
 
 
+@pytest.mark.oldest
 @traps(lease=ENDLESS, max_deliveries=1)
 def test_deployments_are_not_deaths(site: Site, celery_setup_app: Celery) -> None:
     """A body that a cold shutdown stopped was given back uncounted, as often as it happens."""

@@ -70,6 +70,7 @@ def test_leases_are_renewed_while_a_warm_shutdown_drains(
     assert_all_acknowledged(celery_setup, other)
 
 
+@pytest.mark.oldest
 @traps({"worker_prefetch_multiplier": 3}, lease=ENDLESS)
 @pytest.mark.parametrize(
     ("pool", "soft"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.process.journal import Run
 from tests.process.setup import ProcessSetup, publish_copies
 from tests.process.waiting import stays, wait_until
@@ -108,6 +110,7 @@ def test_deliveries_run_unclaimed_if_told_so(celery_setup: ProcessSetup) -> None
     assert_all_acknowledged(setup)
 
 
+@pytest.mark.oldest
 @traps()
 @in_pools("prefork", "threads")
 def test_a_warm_shutdown_acknowledges_what_it_could_not_record(

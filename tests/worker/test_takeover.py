@@ -36,6 +36,7 @@ from .steps import (
 )
 
 
+@pytest.mark.oldest
 @traps()
 @in_pools(*POOLS, count=2, concurrency=2)
 def test_the_same_message_three_times_runs_once(celery_setup: ProcessSetup, pool: str) -> None:
@@ -240,6 +241,7 @@ def test_an_early_task_of_a_lost_child_is_finished(celery_setup: ProcessSetup) -
     assert len(celery_setup.journal.runs(result.id)) == 1
 
 
+@pytest.mark.oldest
 @traps(lease=ENDLESS)
 def test_a_child_killed_after_its_release_is_not_run_again(
     site: Site, celery_setup_app: Celery
@@ -248,6 +250,7 @@ def test_a_child_killed_after_its_release_is_not_run_again(
     assert runs_of_a_child_killed(site, celery_setup_app, "after_finish", Outcome.SUCCESS) == 1
 
 
+@pytest.mark.oldest
 @traps(lease=ENDLESS)
 def test_a_child_killed_before_its_release_runs_as_often_as_celery_has_it(
     site: Site, celery_setup_app: Celery
