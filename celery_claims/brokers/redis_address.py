@@ -47,7 +47,8 @@ def options_of(connection: Any) -> dict[str, Any]:
     given = connection.transport_options
     options = {name: given[name] for name in SHARED if given.get(name) is not None}
     options["username"], options["password"] = connection.userid, connection.password
-    provider = connection.credential_provider
+    # kombu knows of it since 5.6.
+    provider = getattr(connection, "credential_provider", None)
     database = connection.virtual_host
     host = str(connection.hostname or "")
     if "://" in host:

@@ -14,6 +14,7 @@ __all__ = [
     "CANCELS_SILENTLY",
     "CELERY",
     "COLD_SHUTDOWN_AT_ONCE",
+    "CREDENTIAL_PROVIDERS",
     "FINDS_STORED_SUCCESS",
     "KOMBU",
     "NAMES_CHILDREN",
@@ -66,3 +67,6 @@ NAMES_CHILDREN = CELERY >= (5, 7)
 
 #: The consumer says whether its prefetch counts are of subscriptions.
 TELLS_QOS = CELERY >= (5, 7)
+
+#: kombu's Redis transport may be given a ``credential_provider``.
+CREDENTIAL_PROVIDERS = KOMBU >= (5, 6)

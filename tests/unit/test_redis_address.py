@@ -13,6 +13,10 @@ from celery_claims.stores.redis_url import Target, parse_url
 from kombu import Connection
 from redis import CredentialProvider
 
+from tests.process.versions import CREDENTIAL_PROVIDERS
+
+pytestmark = pytest.mark.oldest
+
 
 def target(url: str, **options: Any) -> Target:
     connection = Connection(url, **options)
@@ -89,10 +93,16 @@ def test_sentinels_need_the_name_of_their_master() -> None:
     assert caught.value.setting == "broker_transport_options"
 
 
+with_provider = pytest.mark.skipif(
+    not CREDENTIAL_PROVIDERS, reason="credential providers came with kombu 5.6"
+)
+
+
 class Provider(CredentialProvider):
     """Of a test."""
 
 
+@with_provider
 @pytest.mark.parametrize(
     "url",
     [
@@ -106,6 +116,7 @@ def test_a_credential_provider_takes_the_place_of_a_password(url: str) -> None:
     assert "password" not in found
 
 
+@with_provider
 def test_an_instance_of_one() -> None:
     provider = Provider()
     assert (

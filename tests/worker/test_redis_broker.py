@@ -261,6 +261,7 @@ def test_a_task_that_kills_its_worker_fails_for_good(celery_setup: ProcessSetup)
     wait_for_nothing(redis_of(setup))
 
 
+@pytest.mark.oldest
 @on_redis
 @traps()
 @workers(2)
