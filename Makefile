@@ -15,7 +15,8 @@ CONSTRAINTS := tests/constraints.txt
 PACKAGE := pyproject.toml $(CONSTRAINTS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-#: The supported versions of Celery, the oldest first; each is tested with the kombu of its time.
+#: The supported versions of Celery, the oldest first; each is tested with kombu and redis-py of its
+#: time.
 CELERIES := 5.4 5.5 5.6 5.7
 
 #: Debian packages of the servers that the tests start for themselves.
@@ -102,9 +103,9 @@ $(VENV)/.dev: $(PACKAGE) | $(BIN)/python
 .PRECIOUS: .venv-celery-%/.dev
 .venv-celery-%/.dev: $(PACKAGE) | $(BIN)/python
 	$(BIN)/python -m venv $(@D)
-	grep -vE '^(celery|kombu)==' $(CONSTRAINTS) > $(@D)/constraints.txt
+	grep -vE '^(celery|kombu|redis)==' $(CONSTRAINTS) > $(@D)/constraints.txt
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint $(@D)/constraints.txt --editable '.[dev]' 'celery==$*.*' 'kombu==$*.*'
+	  --constraint $(@D)/constraints.txt --editable '.[dev]' 'celery[redis]==$*.*' 'kombu[redis]==$*.*'
 	@touch $@
 
 $(VENV)/.docs: $(PACKAGE) | $(BIN)/python

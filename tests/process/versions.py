@@ -19,8 +19,8 @@ __all__ = [
     "KOMBU",
     "NAMES_CHILDREN",
     "REQUEUES_UNACKED_TIMEOUTS",
+    "SOLO_GOES_ON",
     "STORES_REJECTIONS",
-    "STOPS_SOLO_BODIES",
     "TELLS_QOS",
     "TELLS_TIMEOUTS_TWICE",
 ]
@@ -45,8 +45,9 @@ COLD_SHUTDOWN_AT_ONCE = CELERY >= (5, 5)
 #: ``Request.cancel`` has ``emit_retry``.
 CANCELS_SILENTLY = CELERY >= (5, 6)
 
-#: A cold shutdown raises in the body that a solo worker runs. Before, it waited for its end.
-STOPS_SOLO_BODIES = CELERY >= (5, 7)
+#: A cold shutdown raises in the body that a solo worker runs, and then nothing shuts down: the same
+#: error came out of the signal's handler too early.
+SOLO_GOES_ON = (5, 5) <= CELERY < (5, 7)
 
 #: A task that rejects its message for good fails. Before, it had no result for ever.
 STORES_REJECTIONS = CELERY >= (5, 7)

@@ -11,7 +11,7 @@ from celery_claims.protocol import Outcome, State
 
 from tests.process.nodes import ProcessWorker
 from tests.process.setup import ProcessSetup, Site, publish_copies
-from tests.process.versions import CELERY, COLD_SHUTDOWN_AT_ONCE, STOPS_SOLO_BODIES
+from tests.process.versions import CELERY, COLD_SHUTDOWN_AT_ONCE, SOLO_GOES_ON
 from tests.process.waiting import stays
 
 from .steps import (
@@ -159,18 +159,20 @@ def test_a_cold_shutdown_keeps_what_a_thread_still_runs(
 def test_a_cold_shutdown_of_a_solo_worker(site: Site, celery_setup_app: Celery) -> None:
     """Celery raises in the body: the task has failed, and is finished; the rest is given back.
 
-    An older one waits for the end of the body.
+    An older one waits for the end of the body, or forgets that it was to shut down.
     """
     worker = site.start_worker(pool="solo", log_level="DEBUG")
     later, running, _ = three_tasks(site, celery_setup_app, worker)
     worker.kill("SIGQUIT")
-    if not STOPS_SOLO_BODIES:
+    if not COLD_SHUTDOWN_AT_ONCE:
         site.gates.open("end")
+    (record,) = wait_finished(site, running)
+    if SOLO_GOES_ON:
+        worker.kill("SIGTERM")
     worker.wait()
     other = site.start_worker(pool="solo", log_level="DEBUG")
     wait_claimed_by(site, other, later)
-    (record,) = wait_finished(site, running)
-    assert record.outcome is (Outcome.FAILURE if STOPS_SOLO_BODIES else Outcome.SUCCESS)
+    assert record.outcome is (Outcome.FAILURE if COLD_SHUTDOWN_AT_ONCE else Outcome.SUCCESS)
     assert len(site.journal.runs(running)) == 1
 
 
