@@ -66,7 +66,7 @@ class RedisDeliveries:
     def give_back_untouched(self) -> int:
         count = 0
         for _ in range(MAX_PAGES):
-            call = Call(_UNTOUCHED, [self._names.key(self._names.touched)], [self._age, PAGE])
+            call = Call(_UNTOUCHED, [self._names.key(self._names.touched)], [PAGE])
             (members,) = self._link.run([call])
             fates = self._give_back([_unpack(member) for member in members])
             count += fates.count(Fate.PUT_BACK)
@@ -83,7 +83,7 @@ class RedisDeliveries:
 
     def _touch(self, mine: Sequence[InHand], dropped: Sequence[InHand]) -> Call:
         pairs = [part for each in (*mine, *dropped) for part in (each.tag, _pack(each))]
-        return Call(_TOUCH, self._keys(), [len(mine), *pairs])
+        return Call(_TOUCH, self._keys(), [self._age, len(mine), *pairs])
 
     def _give_back(self, wanted: Sequence[InHand]) -> list[Fate]:
         if not wanted:

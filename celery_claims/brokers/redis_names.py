@@ -29,7 +29,8 @@ class Names:
         binding: the set of an exchange's bindings, with ``%s`` for its name.
         sep: between a queue and its priority, and within a binding.
         steps: priorities that have a list of their own, in rising order.
-        touched: ours, beside ``index``: what a worker told to be in its hands, by when it did.
+        touched: ours, beside ``index``: what a worker told to be in its hands, by the time until
+            which that is believed.
     """
 
     prefix: str

@@ -325,14 +325,25 @@ class TestGiveBackUntouched:
         assert bench.take() == tag
         assert bench.touched() == []
 
+    def test_a_worker_with_a_longer_lease_is_believed_for_longer(self, bench: Bench) -> None:
+        """Several apps may be on one broker; the one with the shortest lease sweeps as well."""
+        tag = bench.taken()
+        bench.deliveries.touch([InHand(tag, "q")])
+        bench.client.zadd(bench.index, {tag: time.time() - 60})
+        impatient = open_deliveries(bench.connection, timeout=30.0, stale_after=1.0)
+        assert impatient is not None
+        assert impatient.give_back([record(tag)]) == [Fate.IN_HAND]
+        assert impatient.give_back_untouched() == 0
+        impatient.close()
+
     def test_more_than_a_page(self, bench: Bench) -> None:
         held = [InHand(bench.taken(), "q") for _ in range(PAGE + 20)]
         bench.deliveries.touch(held)
         bench.age(*(each.tag for each in held))
         assert bench.deliveries.give_back_untouched() == PAGE + 20
 
-    def test_one_that_another_worker_touches_stays_known(self, bench: Bench) -> None:
-        """It came to that worker from another queue, or has not been touched there yet."""
+    def test_one_that_came_to_another_worker_stays_known(self, bench: Bench) -> None:
+        """Which has not touched it yet, and may be killed before it does."""
         mine, theirs = InHand(bench.taken(), "q"), InHand(bench.taken("other"), "other")
         bench.deliveries.touch([mine, theirs])
         bench.age(mine.tag, theirs.tag)
