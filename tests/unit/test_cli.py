@@ -141,6 +141,16 @@ def test_check_fails_if_no_task_is_claimed(url: str) -> None:
     assert "no task is claimed" in result.output
 
 
+def test_check_looks_at_a_redis_broker(url: str) -> None:
+    """Without connecting to it; the store is another here."""
+    app = Celery("slow", broker="redis://nowhere.invalid", set_as_current=False)
+    app.conf.broker_transport_options = {"visibility_timeout": 1.5}
+    install(app, url=url, allow_local_store=True)
+    result = CliRunner().invoke(celery, ["-A", app, "claims", "check"])  # type: ignore[list-item]
+    assert result.exit_code == 1
+    assert "problem: visibility_timeout in broker_transport_options is 1.5" in result.output
+
+
 def test_a_wrong_setting_is_one_line_and_no_traceback() -> None:
     app = Celery("wrong", broker="memory://", set_as_current=False)
     install(app)
