@@ -20,6 +20,7 @@ from celery_claims.protocol import Attempt, Delivery, Record, State
 from kombu.transport.redis import Channel
 
 from tests.docs.pages import ROOT
+from tests.process.proxy import Fault, Proxy
 from tests.process.redis_broker import RedisBroker
 from tests.stores.redis_server import paused
 
@@ -311,6 +312,31 @@ class TestGiveBack:
         assert bench.give_back(strange, fine) == [Fate.IN_HAND, Fate.PUT_BACK]
         assert bench.client.hget("unacked", strange) == "[]"
         assert strange in caplog.text
+
+    def test_a_reply_that_is_lost_puts_nothing_back_twice(self, bench: Bench) -> None:
+        """Whoever asked asks again."""
+        tag = bench.taken()
+        bench.age(tag)
+        with Proxy(bench.broker.server.port) as proxy:
+            url = f"redis://127.0.0.1:{proxy.port}/{bench.broker.database}"
+            other = open_deliveries(kombu.Connection(url), timeout=5.0, stale_after=STALE)
+            assert isinstance(other, RedisDeliveries)
+            # The server knows the script from now on: what is lost is the answer to its work.
+            assert other.give_back([record("none")]) == [Fate.NOBODYS]
+            run = other._link.run
+
+            def losing(calls: Any) -> Any:
+                proxy.fault = Fault.CUT_ON_REPLY
+                return run(calls)
+
+            other._link.run = losing  # type: ignore[assignment]
+            with pytest.raises(StoreUnavailable):
+                other.give_back([record(tag)])
+            proxy.fault = Fault.NONE
+            other._link.run = run  # type: ignore[method-assign]
+            assert other.give_back([record(tag)]) == [Fate.NOBODYS]
+            other.close()
+        assert len(bench.waiting()) == 1
 
 
 class TestGiveBackUntouched:

@@ -26,6 +26,7 @@ def shared_site(
     *,
     conf: Mapping[str, Any] | None = None,
     claims: Mapping[str, Any] | None = None,
+    broker: str = "folder",
 ) -> Iterator[Site]:
     """A site for a whole module.
 
@@ -34,12 +35,14 @@ def shared_site(
         kind: ``claimed`` or ``bare``.
         conf: Celery settings.
         claims: settings of ``install``, over ``CLAIMS``.
+        broker: as ``Site`` has it.
     """
     site = Site(
         folder,
         app=f"tests.worker.apps.{kind}",
         conf={"imports": [celery_tasks.MODULE], **(conf or {})},
         claims={**CLAIMS, **(claims or {})},
+        broker=broker,
     )
     try:
         yield site

@@ -12,7 +12,6 @@ from celery_claims.protocol import State
 from tests.process.container import WorkerSpec
 from tests.process.gates import Gates
 from tests.process.journal import Journal
-from tests.process.nodes import FolderBroker
 from tests.process.setup import Site, publish_copies
 from tests.process.waiting import wait_until
 from tests.worker.apps import create_app
@@ -45,15 +44,16 @@ QUEUES = {
 }
 
 
-@pytest.fixture(scope="module", params=BOTH)
+@pytest.fixture(scope="module", params=[*BOTH, "claimed on redis"])
 def site(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     with shared_site(
         tmp_path_factory.mktemp("messages"),
-        request.param,
+        request.param.removesuffix(" on redis"),
         conf={"task_queues": QUEUES, "task_default_queue": "celery"},
         claims={"tasks": ["*", "!c.unclaimed_header"]},
+        broker="redis" if request.param.endswith("redis") else "folder",
     ) as site:
         start_together(
             site,
@@ -256,9 +256,7 @@ def assert_nothing_waits(site: Site, app: Celery) -> None:
     """The workers are well, and every message was taken."""
     results = [app.signature("tests.work", (n,)).apply_async() for n in range(4)]
     assert [result.get(timeout=LIMIT) for result in results] == [0, 1, 2, 3]
-    broker = site.broker
-    assert isinstance(broker, FolderBroker)
-    wait_until(lambda: broker.waiting() == 0, what="an empty queue")
+    wait_until(lambda: site.broker.waiting() == 0, what="an empty queue")
 
 
 @pytest.mark.parametrize(

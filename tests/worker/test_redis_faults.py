@@ -243,6 +243,22 @@ class TestConnections:
         assert_finished_once(setup, result)
         assert len(setup.journal.runs(result.id)) == 1
 
+    def test_a_connection_that_breaks_and_takes_its_task_along(
+        self, site: Site, celery_setup_app: Celery, proxy: Proxy
+    ) -> None:
+        """With ``worker_cancel_long_running_tasks_on_connection_loss`` Celery stops the body."""
+        site.conf["worker_cancel_long_running_tasks_on_connection_loss"] = True
+        worker = site.start_worker(log_level="DEBUG")
+        result = celery_setup_app.signature("traps.late", ("end",)).apply_async()
+        (cut_off,) = site.journal.wait_for_runs(result.id)
+        proxy.cut()
+        site.journal.wait_for_runs(result.id, 2)
+        wait_until(lambda: cut_off.pid not in worker.children(), what="the end of the first")
+        site.gates.open("end")
+        assert result.get(timeout=30)[1] == 0
+        wait_for_nothing(redis_of(site))
+        assert finishes(site, result.id) == 1
+
     @workers(1)
     def test_a_connection_on_which_nothing_passes(
         self, celery_setup: ProcessSetup, site: Site, proxy: Proxy
