@@ -13,6 +13,8 @@ __all__ = [
     "check_flag",
     "check_name",
     "check_text",
+    "printable",
+    "shown",
 ]
 
 #: Longest queue name or task id, in bytes of UTF-8: one index entry stays a bounded cost.
@@ -23,6 +25,28 @@ MAX_TOKEN = 2**53 - 1
 
 #: Longest duration that a verb takes, in milliseconds (ten years): beyond it is a slip of units.
 MAX_DURATION_MS = 10 * 365 * 24 * 3600 * 1000
+
+
+#: Longest part of a wrong value that a message shows, in characters.
+MAX_SHOWN = 100
+
+
+def shown(value: object) -> str:
+    """A wrong value as a message may show it: short, and whatever its ``repr`` does."""
+    try:
+        text = repr(value)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        # A number of many thousand digits, for one.
+        return f"{type(value).__name__} that cannot be shown ({error})"[:MAX_SHOWN]
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def printable(text: str) -> str:
+    """A text on one line that any stream takes: what cannot be printed is escaped."""
+    if text.isprintable():
+        return text
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(escaped)
 
 
 def check_name(argument: str, value: object) -> None:
@@ -75,9 +99,9 @@ def check_count(
     """
     if isinstance(value, bool) or not isinstance(value, int):
         of_unit = unit and f" of{unit}"
-        raise InvalidArgument(argument, f"expected a whole number{of_unit}, got {value!r}")
+        raise InvalidArgument(argument, f"expected a whole number{of_unit}, got {shown(value)}")
     if not least <= value <= most:
-        raise InvalidArgument(argument, f"must be from {least} to {most}{unit}, got {value}")
+        raise InvalidArgument(argument, f"must be from {least} to {most}{unit}, got {shown(value)}")
 
 
 def check_flag(argument: str, value: object) -> None:
@@ -87,4 +111,4 @@ def check_flag(argument: str, value: object) -> None:
         InvalidArgument: naming ``argument``.
     """
     if not isinstance(value, bool):
-        raise InvalidArgument(argument, f"expected True or False, got {value!r}")
+        raise InvalidArgument(argument, f"expected True or False, got {shown(value)}")

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from celery.bin.base import CeleryCommand
 
+from .checks import printable
 from .claims import Claims, claims_of
 from .errors import ClaimsError, StoreError
 from .parts import ask_in_parts
@@ -233,7 +234,9 @@ def _details(record: Record) -> dict[str, Any]:
 def _table(rows: list[dict[str, Any]], columns: Iterable[str] | None) -> None:
     """A table where rich is installed and someone looks at it, else tab-separated lines."""
     names = list(columns) if columns else list(rows[0]) if rows else []
-    cells = [["" if row[name] is None else str(row[name]) for name in names] for row in rows]
+    cells = [
+        ["" if row[name] is None else printable(str(row[name])) for name in names] for row in rows
+    ]
     if not _draw(names, cells):
         for line in [names, *cells]:
             click.echo("\t".join(line))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from .checks import shown
 from .errors import ConfigurationError
 
 __all__ = ["PREFIX", "Settings", "TaskOptions", "read_settings"]
@@ -185,11 +186,11 @@ def _suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
 def _patterns(value: object, prefix: str) -> tuple[str, ...]:
     name = f"{prefix}tasks"
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise ConfigurationError(name, f"expected a list of patterns, got {value!r}")
+        raise ConfigurationError(name, f"expected a list of patterns, got {shown(value)}")
     patterns = tuple(value)
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern.lstrip("!"):
-            raise ConfigurationError(name, f"not a pattern: {pattern!r}")
+            raise ConfigurationError(name, f"not a pattern: {shown(pattern)}")
     if patterns and all(p.startswith("!") for p in patterns):
         raise ConfigurationError(
             name, "only exclusions: begin with a pattern that includes, like '*'"
@@ -201,7 +202,9 @@ def _check(settings: Settings, prefix: str) -> None:
     if settings.url is not None and (
         not isinstance(settings.url, str) or "://" not in settings.url
     ):
-        raise ConfigurationError(f"{prefix}url", f"expected a URL or None, got {settings.url!r}")
+        raise ConfigurationError(
+            f"{prefix}url", f"expected a URL or None, got {shown(settings.url)}"
+        )
     check_options(
         TaskOptions(
             lease=settings.lease,
@@ -223,7 +226,8 @@ def _check(settings: Settings, prefix: str) -> None:
     _seconds(f"{prefix}store_timeout", settings.timeout, 0.05, MAX_LEASE)
     if settings.on_store_down not in ("wait", "run"):
         raise ConfigurationError(
-            f"{prefix}on_store_down", f"expected 'wait' or 'run', got {settings.on_store_down!r}"
+            f"{prefix}on_store_down",
+            f"expected 'wait' or 'run', got {shown(settings.on_store_down)}",
         )
 
 
@@ -266,18 +270,20 @@ def check_options(options: TaskOptions, prefix: str) -> None:
 
 def _seconds(name: str, value: object, least: float, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-        raise ConfigurationError(name, f"expected seconds, got {value!r}")
+        raise ConfigurationError(name, f"expected seconds, got {shown(value)}")
     if not least <= value <= most:
-        raise ConfigurationError(name, f"must be from {least:g} to {most:g} seconds, got {value!r}")
+        raise ConfigurationError(
+            name, f"must be from {least:g} to {most:g} seconds, got {shown(value)}"
+        )
 
 
 def _count(name: str, value: object, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigurationError(name, f"expected a whole number, got {value!r}")
+        raise ConfigurationError(name, f"expected a whole number, got {shown(value)}")
     if not least <= value <= most:
-        raise ConfigurationError(name, f"must be from {least} to {most}, got {value}")
+        raise ConfigurationError(name, f"must be from {least} to {most}, got {shown(value)}")
 
 
 def _flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise ConfigurationError(name, f"expected True or False, got {value!r}")
+        raise ConfigurationError(name, f"expected True or False, got {shown(value)}")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import signals
+from celery.exceptions import InvalidTaskError
 from celery.worker.request import Request
 from celery.worker.strategy import hybrid_to_proto2, proto1_to_proto2
 
 from .case import Case
+from .checks import shown
 from .headers import HEADER
 from .seams import request_context
 
-__all__ = ["Delivered", "claim_of", "fail", "set_header"]
+__all__ = ["Delivered", "claim_of", "fail", "fields_of", "set_header"]
+
+
+#: Of the body of a protocol 2 message: args, kwargs, embed.
+BODY_PARTS = 3
 
 
 class Delivered:
@@ -65,6 +71,32 @@ class Delivered:
     def reject(self, log: Any, errors: Any, requeue: bool = False) -> None:
         """Tell the broker."""
         (self.message.reject_log_error if self.directly else self._reject)(log, errors, requeue)
+
+
+def fields_of(message: Any, body: Any) -> Mapping[str, Any]:
+    """Where the task's own fields are, as Celery's strategy finds them.
+
+    Parameters:
+        body: of a protocol 1 message, None of others.
+    Raises:
+        InvalidTaskError: naming what is wrong; on what is refused here Celery's strategy fails
+            with an error that would end the worker, and again wherever the message comes next.
+        DecodeError, ContentDisallowed: by kombu.
+    """
+    for name in ("headers", "delivery_info", "properties"):
+        if not isinstance(getattr(message, name), (Mapping, type(None))):
+            raise InvalidTaskError(f"{name} of a message must be a mapping")
+    payload = message.payload
+    fields: Mapping[str, Any] = body
+    if isinstance(payload, Mapping) and "args" in payload:
+        fields = {**payload, **message.headers}
+    elif body is None:
+        if not isinstance(payload, (list, tuple)) or len(payload) != BODY_PARTS:
+            raise InvalidTaskError("body: expected a list of args, kwargs and the rest")
+        fields = message.headers
+    if not isinstance(fields.get("id", ()), (str, bytes, int, float, type(None))):
+        raise InvalidTaskError(f"id: expected text, got {shown(fields.get('id'))}")
+    return fields
 
 
 def claim_of(body: Any) -> dict[str, Any]:

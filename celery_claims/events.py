@@ -10,6 +10,8 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol
 
+from .checks import printable
+
 __all__ = ["NAMES", "ClaimEvent", "Hook", "add_hook", "emit", "remove_hook"]
 
 logger = logging.getLogger("celery_claims")
@@ -60,7 +62,7 @@ class Hook(Protocol):
 
 def log(event: ClaimEvent) -> None:
     """The hook that is always there: a constant event name first, the facts in ``extra``."""
-    subject = f" task {event.task}[{event.task_id}]" if event.task_id else ""
+    subject = f" task {event.task}[{printable(event.task_id)}]" if event.task_id else ""
     logger.log(
         NAMES[event.name],
         "%s%s: %s",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -18,16 +19,16 @@ from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from .case import Action, Case, Do, Incoming, Phase
-from .checks import check_name
+from .checks import MAX_TOKEN, check_name
 from .config import TaskOptions
-from .delivered import Delivered, claim_of, fail, set_header
+from .delivered import Delivered, claim_of, fail, fields_of, set_header
 from .errors import DeliveriesExhausted, InvalidArgument
 from .events import ClaimEvent
 from .headers import HEADER, first_queue, read_identity
 from .inspection import EVENT_PREFIX, SENT, event_fields
 from .keeper import Keeper
 from .loop import Loop
-from .protocol import Delivery, Finished, Superseded
+from .protocol import Delivery, Finished, Superseded, check_delivery
 from .room import FreshRoom, Room, SharedRoom
 from .seams import has_fixed_prefetch, let_go, resubscribe, stop_body
 
@@ -46,6 +47,9 @@ GATHER = 0.005
 #: As long as there are so many claims per process of the pool, no new one is urgent.
 PLENTY = 2
 
+#: What Celery answers by rejecting the message.
+REFUSED = (InvalidTaskError, ContentDisallowed, DecodeError)
+
 Strategy = Callable[..., Any]
 Options = Callable[[str], TaskOptions | None]
 
@@ -62,6 +66,13 @@ class Strategies(dict[str, Strategy]):
 
     def __setitem__(self, name: str, strategy: Strategy) -> None:
         super().__setitem__(name, self._wrap(name, strategy))
+
+    def __getitem__(self, name: Any) -> Strategy:
+        try:
+            return super().__getitem__(name)
+        except TypeError as error:
+            # No name, but a list, say: Celery knows what to do with a task that is not there.
+            raise KeyError(name) from error
 
 
 class Gate:
@@ -136,11 +147,15 @@ class Gate:
                 self._room.received(self._source, message)
             delivered = Delivered(message, body, ack, reject, callbacks, strategy)
             incoming = None
-            if options is not None and not self.broadcast:
-                incoming = self._incoming(name, message, body, options, keep_free)
-            if incoming is None:
-                set_header(delivered, None)
-                return strategy(message, body, ack, reject, callbacks, **kw)
+            try:
+                if options is not None and not self.broadcast:
+                    incoming = self._incoming(name, message, body, options, keep_free)
+                if incoming is None:
+                    set_header(delivered, None)
+                    return strategy(message, body, ack, reject, callbacks, **kw)
+            except REFUSED:
+                self._refused(message)
+                raise
             delivered.case, actions = self._keeper.receive(incoming)
             self._delivered[delivered.case] = delivered
             self.perform(actions)
@@ -151,17 +166,16 @@ class Gate:
     def _incoming(
         self, name: str, message: Any, body: Any, options: TaskOptions, keep_free: float
     ) -> Incoming | None:
-        headers = message.headers
-        fields = headers if body is None and "id" in headers else body or message.payload
+        fields, headers = fields_of(message, body), message.headers or {}
         info = message.delivery_info or {}
         queue = self.queue or info.get("routing_key") or self._consumer.app.conf.task_default_queue
         try:
             identity = read_identity(headers, fields)
             check_name("queue", queue)
-        except (InvalidArgument, AttributeError) as error:
+            delivery = _delivery(message, name, queue)
+        except InvalidArgument as error:
             logger.warning("unclaimed, for its message cannot be identified: %s: %s", name, error)
             return None
-        priority = (message.properties or {}).get("priority")
         return Incoming(
             queue=first_queue({**headers, **claim_of(body)}, queue),
             task_id=identity.task_id,
@@ -171,12 +185,7 @@ class Gate:
             late=bool(self._consumer.app.tasks[name].acks_late),
             options=options,
             keep_free=keep_free,
-            delivery=Delivery(
-                task=name,
-                tag=str(message.delivery_tag),
-                queue=queue,
-                priority=priority if isinstance(priority, int) else None,
-            ),
+            delivery=delivery,
         )
 
     # acting
@@ -270,15 +279,22 @@ class Gate:
             delivered.strategy(message, body, ack, reject, delivered.callbacks)
         except (InvalidTaskError, ContentDisallowed) as exc:
             self._unrunnable(delivered)
+            self._refused(message)
             self._consumer.on_invalid_task(body, message, exc)
         except DecodeError as exc:
             self._unrunnable(delivered)
+            self._refused(message)
             self._consumer.on_decode_error(message, exc)
         except Exception:
             # A solo pool's body raises through here too, when its end is settled already.
             if delivered.case.phase is Phase.CLAIMED:
                 self._unrunnable(delivered, requeue=True)
             raise
+
+    def _refused(self, message: Any) -> None:
+        """Celery rejects it without asking for our leave."""
+        if self._room is not None and self._room.follows_all:
+            self._room.answered(message)
 
     def _unrunnable(self, delivered: Delivered, *, requeue: bool = False) -> None:
         if delivered.case in self._delivered:
@@ -487,6 +503,16 @@ def _followed(answer: Callable[..., Any], room: Room, message: Any) -> Callable[
         return answer(*args)
 
     return follow
+
+
+def _delivery(message: Any, task: str, queue: str) -> Delivery:
+    """Raises: InvalidArgument."""
+    delivery = Delivery(task=task, tag=str(message.delivery_tag), queue=queue)
+    check_delivery("delivery", delivery)
+    priority = (message.properties or {}).get("priority")
+    if isinstance(priority, int) and abs(priority) <= MAX_TOKEN:
+        delivery = replace(delivery, priority=int(priority))
+    return delivery
 
 
 def _grant(case: Case) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .checks import MAX_TOKEN, check_name
+from .checks import MAX_TOKEN, check_name, shown
 from .errors import InvalidArgument
 from .protocol import Attempt, ClaimToken
 
@@ -43,8 +43,11 @@ def read_identity(headers: Mapping[str, Any], fields: Mapping[str, Any]) -> Iden
     task_id = fields.get("id")
     check_name("id", task_id)
     assert isinstance(task_id, str)
-    root_id = fields.get("root_id") or task_id
+    root_id = fields.get("root_id")
+    if root_id is None or root_id == "":
+        root_id = task_id
     check_name("root_id", root_id)
+    assert isinstance(root_id, str)
     nesting = _number("replaced_task_nesting", fields.get("replaced_task_nesting"))
     retries = _number("retries", fields.get("retries"))
     return Identity(task_id, root_id, Attempt(nesting, retries), _deaths(headers.get("x-death")))
@@ -54,7 +57,7 @@ def _number(field: str, value: object) -> int:
     if value is None:
         return 0
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_TOKEN:
-        raise InvalidArgument(field, f"expected a count, got {value!r}")
+        raise InvalidArgument(field, f"expected a count, got {shown(value)}")
     return value
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 from ..checks import MAX_DURATION_MS, check_count, check_duration, check_name
-from ..errors import InvalidArgument
+from ..errors import ConfigurationError, InvalidArgument
 from .base import MAX_PAGE, View
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "check_scan",
     "decode_cursor",
     "encode_cursor",
+    "split_url",
 ]
 
 T = TypeVar("T")
@@ -85,6 +87,20 @@ def check_duty(duty: str, interval_ms: int) -> None:
     """
     check_name("duty", duty)
     check_duration("interval_ms", interval_ms)
+
+
+def split_url(url: str) -> SplitResult:
+    """The parts of a URL.
+
+    Raises:
+        ConfigurationError: naming ``claims_url``; without the URL, which may hold a password.
+    """
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise ConfigurationError(
+            "claims_url", "not a URL: look at the brackets and the characters of its host"
+        ) from None
 
 
 def encode_cursor(view: View, queue: str | None, *position: str | int) -> str:

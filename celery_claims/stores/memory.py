@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError
 from ..native import across_forks, allocate_lock
@@ -40,6 +39,7 @@ from .arguments import (
     check_scan,
     decode_cursor,
     encode_cursor,
+    split_url,
 )
 from .base import FORGET_BATCH, Census, Page, Store, View
 
@@ -68,7 +68,7 @@ class MemoryStore(Store):
     shared = False
 
     def __init__(self, url: str = "memory://", *, clock: Clock = host_clock, private: bool = False):
-        parts = urlsplit(url)
+        parts = split_url(url)
         if not url.startswith("memory://") or parts.query or parts.fragment:
             raise ConfigurationError("claims_url", f"expected memory://NAME, got {url!r}")
         self.name = url

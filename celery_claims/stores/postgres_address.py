@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlunsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from ..errors import ConfigurationError
+from .arguments import split_url
 
 __all__ = ["Address", "parse_address"]
 
@@ -56,7 +57,7 @@ def parse_address(url: str) -> Address:
     Raises:
         ConfigurationError: naming ``claims_url``.
     """
-    parts = urlsplit(url)
+    parts = split_url(url)
     if parts.scheme not in ("postgresql", "postgres") or parts.fragment:
         raise ConfigurationError(
             "claims_url", f"expected postgresql://user@host/database, got {_redact(url)!r}"
@@ -70,7 +71,7 @@ def parse_address(url: str) -> Address:
     others = [piece for piece in parts.query.split("&") if _key(piece) not in _OWN_OPTIONS]
     try:
         connection = conninfo_to_dict(urlunsplit(parts._replace(query="&".join(others))))
-    except psycopg.Error as error:
+    except (psycopg.Error, UnicodeError) as error:
         # Without a cause: libpq quotes the URL, password and all.
         problem = str(error).replace(url, "").strip()
         if parts.password:
@@ -91,7 +92,7 @@ def parse_address(url: str) -> Address:
 
 
 def _redact(url: str) -> str:
-    parts = urlsplit(url)
+    parts = split_url(url)
     account, at, host = parts.netloc.rpartition("@")
     user, colon, _ = account.partition(":")
     query = "&".join(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
-from ..checks import check_count
+from ..checks import check_count, shown
 from ..errors import ConfigurationError
+from .arguments import split_url
 
 __all__ = ["Target", "parse_url"]
 
@@ -70,7 +71,7 @@ def parse_url(url: str, options: Mapping[str, Any]) -> Target:
         raise _wrong(f"expected one of {', '.join(_SCHEMES)}, got {scheme}://")
     # The several URLs of sentinels, as kombu writes them, are one list of hosts here.
     joined = rest.replace(f";{scheme}://", ",").replace(";", ",")
-    parts = urlsplit(f"//{joined}")
+    parts = split_url(f"//{joined}")
     user, hosts = _hosts(parts.netloc, _PORTS.get(scheme, _PORT))
     settings = _settings(parts.query, options)
     connection: dict[str, Any] = {
@@ -106,6 +107,9 @@ def parse_url(url: str, options: Mapping[str, Any]) -> Target:
         sentinel_kwargs=dict(settings.get("sentinel_kwargs") or {}),
     )
 
+
+#: A port is one of 65535; a database has a number that fits the server's.
+_PORT_DIGITS, _PORT_END, _DATABASE_DIGITS = 5, 65_536, 9
 
 _KNOWN_HERE = _OPTIONS | {"global_keyprefix", "username", "password", "sentinel_kwargs"}
 
@@ -145,8 +149,10 @@ def _hosts(netloc: str, port: int) -> tuple[str, tuple[tuple[str, int], ...]]:
         host, colon, number = place.rpartition(":")
         if not colon or number.endswith("]"):
             host, number = place, ""
-        if number and not number.isdecimal():
-            raise _wrong(f"the port of {place!r} is no number")
+        if number and not (number.isdecimal() and len(number) <= _PORT_DIGITS):
+            raise _wrong(f"the port of {shown(place)} is no number")
+        if number and not 0 < int(number) < _PORT_END:
+            raise _wrong(f"the port of {shown(place)} must be from 1 to {_PORT_END - 1}")
         hosts.append((unquote(host).strip("[]") or "localhost", int(number or port)))
     return user, tuple(hosts)
 
@@ -157,8 +163,8 @@ def _told(hosts: tuple[tuple[str, int], ...], path: str) -> str:
 
 def _database(settings: Mapping[str, Any], path: str) -> int:
     value = str(settings.get("db") or settings.get("virtual_host") or path or "0").strip("/")
-    if not value.isdecimal():
-        raise _wrong(f"expected the number of a database, got {value!r}")
+    if not value.isdecimal() or len(value) > _DATABASE_DIGITS:
+        raise _wrong(f"expected the number of a database, got {shown(value)}")
     return int(value)
 
 
@@ -174,7 +180,7 @@ def _prefix(settings: Mapping[str, Any]) -> bytes:
 
 def _count(name: str, settings: Mapping[str, Any], least: int, most: int) -> int:
     value = settings.get(name, least)
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.isdecimal() and len(value) <= _DATABASE_DIGITS:
         value = int(value)
     check_count(name, value, least=least, most=most)
     return int(value)

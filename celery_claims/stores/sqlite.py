@@ -7,8 +7,9 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from typing import TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
+from ..checks import shown
 from ..errors import ConfigurationError, InvalidArgument, StoreCorrupt
 from ..protocol import (
     ClaimAnswer,
@@ -34,6 +35,7 @@ from .arguments import (
     check_keep,
     check_keys,
     check_scan,
+    split_url,
 )
 from .base import FORGET_BATCH, Census, Page, Store, View
 from .memory import Clock, host_clock
@@ -288,7 +290,7 @@ def _parse(url: str) -> tuple[str, str]:
     Raises:
         ConfigurationError: naming ``claims_url``.
     """
-    parts = urlsplit(url)
+    parts = split_url(url)
     path = unquote(parts.path[1:])
     if parts.scheme != "sqlite" or parts.netloc or not path or parts.fragment or "\0" in path:
         raise ConfigurationError(
@@ -296,6 +298,12 @@ def _parse(url: str) -> tuple[str, str]:
             "expected sqlite:///relative/path.db or sqlite:////absolute/path.db (mind the number "
             f"of slashes), got {url!r}",
         )
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            "claims_url", f"no file can have the name {shown(path)}"
+        ) from error
     if path == ":memory:":
         raise ConfigurationError("claims_url", "a SQLite database in memory: use memory:// instead")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))

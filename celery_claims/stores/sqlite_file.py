@@ -130,7 +130,7 @@ class SQLiteFile:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            f"file:{quote(self.path)}?mode=rwc",
+            f"file:{quote(os.fsencode(self.path))}?mode=rwc",
             uri=True,
             timeout=0,
             isolation_level=None,

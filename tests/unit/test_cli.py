@@ -200,3 +200,18 @@ def test_cleanup_tells_how_many_it_could_not_read(invoke: Invoke, damaged: None,
     result = invoke("cleanup")
     assert result.exit_code == 0
     assert "1 of 1 expired" in result.stdout and "1 more cannot be read" in result.stdout
+
+
+@pytest.mark.parametrize("task_id", ["\ud800", "a\nb\tc", "\x1b[2J", "\x00"])
+def test_ids_of_any_characters_stay_in_their_cell(
+    invoke: Invoke, store: Store, task_id: str
+) -> None:
+    """Nor do they end the command, for the terminal's encoding cannot have all of them."""
+    AtomicClaimManager(store).claim("celery", task_id, "w1", 60_000)
+    result = invoke("list")
+    assert result.exit_code == 0, result.exception
+    head, row = result.stdout.splitlines()
+    assert row.split("\t")[1] == task_id.encode("unicode_escape").decode()
+    assert len(row.split("\t")) == len(head.split("\t"))
+    assert invoke("show", task_id).exit_code == 0
+    assert rows(invoke("list", "--json"))[0]["id"] == task_id

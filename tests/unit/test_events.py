@@ -123,3 +123,11 @@ def test_a_hook_may_remove_itself(recorder: Recorder) -> None:
 def test_an_event_is_not_changed_after_it_happened() -> None:
     with pytest.raises(AttributeError):
         an_event().name = "lost"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("task_id", ["a\nb", "\ud800", "\x1b[2J"])
+def test_an_id_cannot_break_a_line(task_id: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="celery_claims"):
+        emit(ClaimEvent("held", "waits", "proj.add", task_id))
+    (line,) = caplog.messages
+    assert line.isprintable() and line.encode()

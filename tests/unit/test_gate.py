@@ -62,7 +62,13 @@ class Burst:
 
     def receive(self, *task_ids: str) -> None:
         for task_id in task_ids:
-            message = MagicMock(headers={"id": task_id}, delivery_tag=task_id, delivery_info={})
+            message = MagicMock(
+                headers={"id": task_id},
+                payload=[[], {}, {}],
+                properties={},
+                delivery_tag=task_id,
+                delivery_info={},
+            )
             message.properties = {}
             self.gated(message, None, MagicMock(), MagicMock(), None)
 

@@ -1,0 +1,153 @@
+"""Messages of any shape on their way through Celery's own consumer code and the gate.
+
+Also what the fuzzer drives: see ``tests/fuzz``.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections import defaultdict
+from typing import Any
+from unittest.mock import MagicMock
+
+from celery import Celery
+from celery.utils.collections import LimitedSet
+from celery.worker import strategy
+from celery.worker.consumer import Consumer
+from celery_claims.gate import Gate, Strategies
+from celery_claims.headers import HEADER
+from celery_claims.keeper import Keeper
+from celery_claims.stores import View
+from celery_claims.stores.memory import MemoryStore
+from kombu.message import Message
+
+from tests.unit.apps import bare_app
+from tests.unit.factories import options
+
+TASK = "proj.add"
+_tags = itertools.count(1)
+
+
+@functools.cache
+def one_app() -> Celery:
+    """An app with one task: to make one takes longer than all else here."""
+    app = bare_app(task_default_queue="celery")
+
+    @app.task(name=TASK, acks_late=True)
+    def add() -> None: ...
+
+    app.finalize()
+    return app
+
+
+class Desk:
+    """A worker without a pool: what it would run is in ``requests``.
+
+    Parameters:
+        store: where claims are; None: one in memory.
+    """
+
+    def __init__(self, store: Any = None) -> None:
+        self.app = one_app()
+        task = self.app.tasks[TASK]
+        self.store = store or MemoryStore(private=True)
+        self.keeper = Keeper("w1@host", self.store, run_when_down=False, can_stop=False)
+        self.requests: list[Any] = []
+        consumer = MagicMock(
+            app=self.app,
+            hostname="w1@host",
+            connection_errors=(),
+            event_dispatcher=None,
+            disable_rate_limits=True,
+            task_buckets=defaultdict(lambda: None),
+            restart_count=0,
+            hub=None,
+            on_task_request=self.requests.append,
+        )
+        consumer.controller.state.revoked = LimitedSet()
+        consumer.qos.value = 1
+        self.gate = Gate(consumer, self.keeper, self._options, lambda _: 7200.0, 1000)
+        consumer.strategies = Strategies(self.gate.wrap)
+        consumer.strategies[TASK] = strategy.default(task, self.app, consumer)
+        for name in ("on_unknown_message", "on_unknown_task", "on_invalid_task", "on_decode_error"):
+            setattr(consumer, name, self._refusal(name))
+        self.refusals: list[tuple[str, Any]] = []
+        self._receive = Consumer.create_task_handler(consumer)
+
+    def _options(self, name: str) -> Any:
+        return options() if name == TASK else None
+
+    def _refusal(self, name: str) -> Any:
+        def refuse(*args: Any) -> None:
+            self.refusals.append((name, args[-1]))
+
+        return refuse
+
+    def receive(self, message: Message) -> str:
+        """Let the message in, and hold its fate to the promises.
+
+        Returns:
+            ``claimed``, ``unclaimed``, ``held`` or ``refused``.
+        """
+        before = len(self.requests), len(self.refusals), len(self.keeper.snapshot()[1])
+        self._receive(message)
+        ran, refused, held = (
+            len(self.requests) - before[0],
+            len(self.refusals) - before[1],
+            len(self.keeper.snapshot()[1]) - before[2],
+        )
+        assert ran + refused + held == 1, (ran, refused, held)
+        if refused:
+            return "refused"
+        if held:
+            return "held"
+        return self._check_run(self.requests[-1])
+
+    def _check_run(self, request: Any) -> str:
+        """Whatever stood in the message, only a claim of ours goes with the request."""
+        header = request.request_dict.get(HEADER)
+        if header is None:
+            return "unclaimed"
+        (record,) = self.store.lookup([(header["queue"], header["task_id"])])
+        assert header["task_id"] == request.id
+        assert (record.token, record.owner) == (header["token"], self.keeper.desk.owner)
+        assert (record.attempt.nesting, record.attempt.retries) == tuple(header["attempt"])
+        return "claimed"
+
+    def claims(self) -> int:
+        return len(self.store.scan(View.ALL).records)
+
+
+def message(
+    headers: Any,
+    body: Any = b"[[], {}, {}]",
+    *,
+    properties: Any = None,
+    delivery_info: Any = None,
+    **given: Any,
+) -> Message:
+    """As a transport makes it; a body that is no bytes becomes JSON."""
+    fields: dict[str, Any] = {
+        "body": body if isinstance(body, bytes) else json.dumps(body),
+        "delivery_tag": f"tag-{next(_tags)}",
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "accept": {"application/json"},
+        "channel": MagicMock(),
+        **given,
+    }
+    made = Message(**fields)
+    # Kombu itself looks into the headers, where it makes the message; here any may come.
+    made.headers, made.properties, made.delivery_info = headers, properties, delivery_info
+    return made
+
+
+def protocol_2(**given: Any) -> dict[str, Any]:
+    headers = {"lang": "py", "task": TASK, "id": "id-1", "root_id": "id-1", "retries": 0}
+    return {**headers, **given}
+
+
+def protocol_1(**given: Any) -> dict[str, Any]:
+    return {"task": TASK, "id": "id-1", "args": [], "kwargs": {}, "retries": 0, **given}
