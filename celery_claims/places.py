@@ -66,7 +66,7 @@ def default_options(connection: Any) -> dict[str, Any]:
         ConfigurationError: naming the setting of the broker that is missing.
     """
     if connection.transport.driver_type == "redis":
-        return redis_address.options_of(connection)
+        return redis_address.store_options_of(connection)
     return {}
 
 

@@ -11,11 +11,10 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from ..errors import ConfigurationError
 
-__all__ = ["options_of", "url_of"]
+__all__ = ["options_of", "store_options_of", "url_of"]
 
 #: Options of the transport that mean the same to the store.
 SHARED = (
-    "global_keyprefix",
     "health_check_interval",
     "socket_keepalive",
     "socket_keepalive_options",
@@ -39,7 +38,7 @@ def url_of(connection: Any) -> str:
 
 
 def options_of(connection: Any) -> dict[str, Any]:
-    """Arguments of ``RedisStore`` beside the URL: user, database, TLS, sentinels, key prefix.
+    """How to connect, beside the URL: user, database, TLS, sentinels.
 
     Raises:
         ConfigurationError: a sentinel broker whose ``master_name`` is not set.
@@ -71,6 +70,24 @@ def options_of(connection: Any) -> dict[str, Any]:
         options["master_name"] = given["master_name"]
         options["sentinel_kwargs"] = given.get("sentinel_kwargs")
     return {**options, **_tls(connection.ssl)}
+
+
+def store_options_of(connection: Any) -> dict[str, Any]:
+    """Arguments of ``RedisStore`` beside the URL: how to connect, and the broker's key prefix.
+
+    Raises:
+        ConfigurationError: as ``options_of``; or naming ``claims_url``, for the prefix cannot be
+            that of a store.
+    """
+    channel = connection.transport.Channel
+    prefix = connection.transport_options.get("global_keyprefix", channel.global_keyprefix) or ""
+    if "{" in prefix or "}" in prefix:
+        raise ConfigurationError(
+            "claims_url",
+            f"not set, and the broker's global_keyprefix {prefix!r} has braces, which in the keys "
+            "of a store stand around the queue: name a store",
+        )
+    return {**options_of(connection), "global_keyprefix": prefix}
 
 
 def _has_sentinels(connection: Any) -> bool:

@@ -60,7 +60,7 @@ def read_names(options: dict[str, Any], channel: Any) -> Names:
         return options.get(name, getattr(channel, name))
 
     return Names(
-        prefix=value("global_keyprefix"),
+        prefix=value("global_keyprefix") or "",
         unacked=value("unacked_key"),
         index=value("unacked_index_key"),
         binding=channel.keyprefix_queue,

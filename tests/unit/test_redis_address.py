@@ -6,11 +6,13 @@ import ssl
 from typing import Any
 
 import pytest
+from celery_claims.brokers import open_deliveries
 from celery_claims.brokers.redis_address import options_of, url_of
 from celery_claims.errors import ConfigurationError
 from celery_claims.places import default_options, default_url
 from celery_claims.stores.redis_url import Target, parse_url
 from kombu import Connection
+from kombu.transport.redis import Channel
 from redis import CredentialProvider
 
 from tests.process.versions import CREDENTIAL_PROVIDERS
@@ -138,3 +140,17 @@ def test_options_of_the_sockets_are_taken_over() -> None:
 
 def test_other_brokers_have_no_options() -> None:
     assert default_options(Connection("memory://")) == {}
+
+
+def test_a_key_prefix_with_braces_is_no_prefix_of_a_store() -> None:
+    """But a broker may have one, whose messages are looked after all the same."""
+    connection = Connection("redis://broker", transport_options={"global_keyprefix": "{x}"})
+    with pytest.raises(ConfigurationError, match="global_keyprefix") as caught:
+        default_options(connection)
+    assert caught.value.setting == "claims_url"
+    assert open_deliveries(connection, timeout=1.0, stale_after=1.0) is not None
+
+
+def test_a_key_prefix_of_a_channel_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Channel, "global_keyprefix", "own-")
+    assert target("redis://broker").prefix == b"own-claims:"

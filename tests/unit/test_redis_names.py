@@ -31,6 +31,10 @@ def test_the_defaults_are_kombus() -> None:
     assert of.key(of.touched) == b"unacked_index.celery_claims"
 
 
+def test_no_prefix_at_all() -> None:
+    assert names(global_keyprefix=None).key("q") == b"q"
+
+
 def test_options_of_the_transport_win() -> None:
     of = names(
         global_keyprefix="ours-",
