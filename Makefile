@@ -11,6 +11,8 @@ SPREAD = --numprocesses $(JOBS) --dist worksteal
 TESTS ?=
 #: Arguments of the benchmarks.
 BENCH ?=
+#: What the proof takes, e.g. make proof PROOF="--store redis --operations 10000 --seed 7"
+PROOF ?=
 CONSTRAINTS := tests/constraints.txt
 PACKAGE := pyproject.toml $(CONSTRAINTS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
@@ -25,7 +27,7 @@ SERVERS := redis-server postgresql pgbouncer rabbitmq-server
 APT := env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-versions lint format bench bench-quick numbers docs servers clean
+.PHONY: help demo test test-oldest test-versions proof lint format bench bench-quick numbers docs servers clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -45,6 +47,9 @@ test-versions: servers $(CELERIES:%=test-celery-%)  ## Run all tests on each sup
 
 test-celery-%: .venv-celery-%/.dev
 	.venv-celery-$*/bin/python -m pytest $(SPREAD) $(TESTS)
+
+proof: servers $(VENV)/.dev  ## Prove every store linearizable while everything breaks (half an hour)
+	$(BIN)/python -m tests.proof.run $(PROOF)
 
 lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .

@@ -250,10 +250,8 @@ class PostgresStore(Store):
         if not batch:
             return []
         rows = {row[0]: row for row in self._write(verb, parameters(batch, whole=False), batch)}
-        missing = [place for place, row in rows.items() if row[1] == FORGOTTEN_ANSWER]
+        missing = _from_first_forgotten(batch, rows)
         if missing:
-            # In their order: there may be duplicates.
-            missing.sort()
             again = [batch[place - 1] for place in missing]
             for row in self._write(verb, parameters(again, whole=True), again):
                 place = missing[row[0] - 1]
@@ -317,6 +315,19 @@ class PostgresStore(Store):
 def _key_of(each: ClaimRequest | Expiry | Renewal | Settlement) -> UUID:
     named = each if isinstance(each, (ClaimRequest, Expiry)) else each.token
     return key_of(named.queue, named.task_id)
+
+
+def _from_first_forgotten(batch: Sequence[Any], rows: Mapping[Any, Row]) -> list[int]:
+    """What to ask again: what comes after a forgotten grant of the same task waited for it."""
+    forgotten: set[tuple[str, str]] = set()
+    places = []
+    for place, each in enumerate(batch, start=1):
+        key = (each.token.queue, each.token.task_id)
+        if rows[place][1] == FORGOTTEN_ANSWER:
+            forgotten.add(key)
+        if key in forgotten:
+            places.append(place)
+    return places
 
 
 def _position(view: View, queue: str | None, cursor: str | None) -> tuple[int, UUID]:

@@ -97,6 +97,17 @@ class BatchRules(Rules):
         assert [type(answer) for answer in answers] == [Settled, Settled, Ended]
         assert self.record().outcome is Outcome.FAILURE
 
+    def test_duplicates_of_a_forgotten_grant_are_taken_in_order(self) -> None:
+        stale = self.grant()
+        self.run_out()
+        last = self.grant()
+        self.run_out()
+        assert self.clean_up(keep_ms=0) == [True]
+        answers = self.store.renew([Renewal(each, LEASE) for each in (last, stale)])
+        assert isinstance(answers[0], Renewed)
+        assert isinstance(answers[1], Lost)
+        assert answers[1].owner == last.owner
+
     def test_refused_elements_leave_the_others_alone(self) -> None:
         stale = self.grant("a")
         self.nack(stale)

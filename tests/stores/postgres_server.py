@@ -73,6 +73,12 @@ class PostgresServer:
     def url(self) -> str:
         return f"postgresql://{USER}@127.0.0.1:{self.port}/{DATABASE}"
 
+    @property
+    def pid(self) -> int:
+        """Of the postmaster; the server's other processes are its children."""
+        assert self._process is not None
+        return self._process.pid
+
     def connect(self, **options: Any) -> psycopg.Connection[Any]:
         """A connection of the test's own, that commits each statement."""
         return psycopg.connect(self.url, **{"autocommit": True, "connect_timeout": 30, **options})

@@ -1,0 +1,145 @@
+"""``make proof``: every store, with threads and with processes, while everything breaks.
+
+Prints a table and, for a violation, the smallest history that shows it; then it exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from .arenas import (
+    Arena,
+    ForgetfulRedisArena,
+    LaggingRedisArena,
+    MemoryArena,
+    PostgresArena,
+    RedisArena,
+    SQLiteArena,
+)
+from .runs import History, Judgement, Settings, judge, record, tokens_that_went_back
+
+KEEPING = {arena.name: arena for arena in (MemoryArena, SQLiteArena, RedisArena, PostgresArena)}
+
+#: Configurations: where a store lost writes, a search need not find out which.
+LOSING_BUDGET = 10_000
+
+HEADINGS = (
+    "store", "clients", "operations", "unknown", "faults", "records", "longest", "asked s",
+    "search s", "verdict",
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make proof", description=__doc__)
+    parser.add_argument("--operations", type=int, default=200_000, help="of each store, at least")
+    parser.add_argument("--seed", type=int, default=None, help="of all choices; else by the time")
+    parser.add_argument("--store", choices=[*KEEPING, "losing"], action="append")
+    parser.add_argument("--fault-every", type=float, default=1.0, help="seconds, on the average")
+    chosen = parser.parse_args(arguments)
+    seed = int(time.time()) if chosen.seed is None else chosen.seed
+    stores = chosen.store or [*KEEPING, "losing"]
+    rows: list[tuple[str, ...]] = []
+    found: list[str] = []
+    for name in stores:
+        if name == "losing":
+            rows += _losing(chosen.operations // 20, seed, found)
+        else:
+            settings = Settings(chosen.operations, seed=seed, fault_every=chosen.fault_every)
+            rows += _keeping(KEEPING[name], settings, found)
+    print("\n".join(_table(rows)))
+    print(f"\nseed {seed}: repeat it with --seed {seed}")
+    print("\n\n".join(["", *found]) if found else "No history is without an order.")
+    return 1 if found else 0
+
+
+def _keeping(
+    make: Callable[[random.Random], Arena], settings: Settings, found: list[str]
+) -> Iterator[tuple[str, ...]]:
+    """Stores that keep what they answered: half of the operations by threads, half by processes."""
+    with make(random.Random(settings.seed)) as arena:
+        kinds = (False, True) if arena.shared else (False,)
+        part = replace(settings, operations=settings.operations // len(kinds))
+        for processes in kinds:
+            kind = "processes" if processes else "threads"
+            history = record(
+                arena, replace(part, processes=processes), _progress(arena, kind, part.operations)
+            )
+            judgement = judge(arena, history)
+            back = tokens_that_went_back(history.operations)
+            if not judgement.is_good or back:
+                found.append(f"{arena.name}, {kind}: {judgement.counterexample or judgement}{back}")
+            verdict = "linearizable" if judgement.is_good and not back else "VIOLATED"
+            yield _row(arena.name, kind, history, judgement, verdict)
+    _clear()
+
+
+def _losing(operations: int, seed: int, found: list[str]) -> Iterator[tuple[str, ...]]:
+    """Stores that lose what they answered: how much, and that tokens still never go back."""
+    settings = Settings(operations, seed=seed)
+    for make in (ForgetfulRedisArena, LaggingRedisArena):
+        with make(random.Random(seed)) as arena:
+            history = record(arena, settings, _progress(arena, "threads", operations))
+            strict = judge(arena, history, budget=LOSING_BUDGET, explained=False)
+            lost = len(strict.violations) + len(strict.undecided)
+            verdict = f"{lost} records without an order"
+            if arena.amnesias:
+                forgiving = judge(arena, history, forgiving=True)
+                verdict += ", else linearizable" if forgiving.is_good else ", VIOLATED"
+                if not forgiving.is_good:
+                    found.append(f"{arena.name}: {forgiving.counterexample or forgiving}")
+            back = tokens_that_went_back(history.operations)
+            verdict += ", TOKENS WENT BACK" if back else ", tokens rose"
+            if back:
+                found.append(f"{arena.name}: {back[0]}")
+            yield _row(arena.name, "threads", history, strict, verdict)
+    _clear()
+
+
+def _row(
+    store: str, clients: str, history: History, judgement: Judgement, verdict: str
+) -> tuple[str, ...]:
+    return (
+        store,
+        clients,
+        f"{judgement.operations:,}",
+        f"{judgement.unknown:,}",
+        str(sum(history.faults.values())),
+        str(judgement.keys),
+        f"{judgement.longest:,}",
+        f"{history.seconds:.0f}",
+        f"{judgement.seconds:.0f}",
+        verdict,
+    )
+
+
+def _progress(arena: Arena, kind: str, operations: int) -> Callable[[int], None]:
+    if not sys.stderr.isatty():
+        return lambda done: None
+
+    def show(done: int) -> None:
+        part = min(1.0, done / operations)
+        bar = "#" * int(30 * part)
+        sys.stderr.write(f"\r{arena.name}, {kind} [{bar:<30}] {done:,} of {operations:,}   ")
+        sys.stderr.flush()
+
+    return show
+
+
+def _clear() -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\033[K")
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
+    for row in (HEADINGS, tuple("-" * width for width in widths), *rows):
+        yield "| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
