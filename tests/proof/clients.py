@@ -122,7 +122,7 @@ class Client:
             except StoreError:
                 # Noted as unknown; the next one may be answered.
                 self._counts[self._number] += 1
-                threading.Event().wait(self._rng.random() * 0.02)
+                threading.Event().wait(self._rng.random() * 0.1)
 
     def _key(self) -> Key:
         return self._rng.choice(self._plan.keys_now())

@@ -25,8 +25,8 @@ from .specification import Known
 
 __all__ = ["BUDGET", "Allows", "Step", "Verdict", "check", "only_reads"]
 
-#: Configurations after which a search is given up: minutes, which no history of the runs needs.
-BUDGET = 2_000_000
+#: Configurations after which a search is given up: a minute, which no history of the runs needs.
+BUDGET = 300_000
 
 
 class Allows(Protocol):

@@ -203,7 +203,7 @@ def _make_crowd(arena: Arena, settings: Settings, folder: Path) -> _Crowd:
             settings.seed,
             settings.operations,
             started=time.monotonic(),
-            name="p" if settings.processes else "t",
+            name=f"{settings.seed}-{'processes' if settings.processes else 'threads'}-",
         ),
         folder=folder,
         url=arena.url,
