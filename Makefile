@@ -9,6 +9,8 @@ JOBS ?= 4
 SPREAD = --numprocesses $(JOBS) --dist worksteal
 #: What pytest runs, e.g. make test TESTS="tests/unit -k protocol"
 TESTS ?=
+#: How long each target of the fuzzer runs, in seconds.
+FUZZ_SECONDS ?= 60
 #: Arguments of the benchmarks.
 BENCH ?=
 #: What the proof takes, e.g. make proof PROOF="--store redis --operations 10000 --seed 7"
@@ -27,7 +29,7 @@ SERVERS := redis-server postgresql pgbouncer rabbitmq-server
 APT := env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-versions proof lint format bench bench-quick numbers docs servers clean
+.PHONY: help demo test test-oldest test-versions proof lint format fuzz bench bench-quick numbers docs servers clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -60,6 +62,13 @@ format: $(VENV)/.dev  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+fuzz: $(VENV)/.fuzz  ## Look for input that breaks it, five minutes long (FUZZ_SECONDS=60 for each target)
+	@mkdir -p .fuzz; for target in messages settings urls rows cursors; do \
+	  echo "== $$target"; \
+	  $(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_SECONDS) -verbosity=0 \
+	    -print_final_stats=1 -artifact_prefix=.fuzz/$$target- || exit 1; \
+	done
+
 bench: $(VENV)/.dev servers  ## Measure what claims cost, as ratios (BENCH="--only redis --pairs 9")
 	$(BIN)/python -m benchmarks $(BENCH)
 
@@ -85,7 +94,7 @@ servers:  ## Install the servers that the tests start, where apt can
 	$$sudo $(APT) install -y -qq --no-install-recommends $$missing >/dev/null
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) .venv-celery-* docs/_build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-celery-* docs/_build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 
 # ensurepip is what Debian leaves out of its python3; asking for it first avoids a half-made .venv.
 $(BIN)/python:
@@ -111,6 +120,10 @@ $(VENV)/.dev: $(PACKAGE) | $(BIN)/python
 	grep -vE '^(celery|kombu|redis)==' $(CONSTRAINTS) > $(@D)/constraints.txt
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint $(@D)/constraints.txt --editable '.[dev]' 'celery[redis]==$*.*' 'kombu[redis]==$*.*'
+	@touch $@
+
+$(VENV)/.fuzz: $(PACKAGE) | $(BIN)/python
+	$(PIP) --editable '.[fuzz]'
 	@touch $@
 
 $(VENV)/.docs: $(PACKAGE) | $(BIN)/python

@@ -70,7 +70,8 @@ class Desk:
         consumer.qos.value = 1
         self.gate = Gate(consumer, self.keeper, self._options, lambda _: 7200.0, 1000)
         consumer.strategies = Strategies(self.gate.wrap)
-        consumer.strategies[TASK] = strategy.default(task, self.app, consumer)
+        self.own_strategy = strategy.default(task, self.app, consumer)
+        consumer.strategies[TASK] = self.own_strategy
         for name in ("on_unknown_message", "on_unknown_task", "on_invalid_task", "on_decode_error"):
             setattr(consumer, name, self._refusal(name))
         self.refusals: list[tuple[str, Any]] = []

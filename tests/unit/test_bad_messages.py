@@ -135,7 +135,7 @@ def test_what_cannot_be_identified_is_run_as_without_claims_with_one_line_that_n
     assert desk.claims() == 0
 
 
-@pytest.mark.parametrize(
+WORKER_ENDING: Any = pytest.mark.parametrize(
     ("made", "word"),
     [
         (message({"task": TASK}), "id: expected text, got None"),
@@ -149,6 +149,17 @@ def test_what_cannot_be_identified_is_run_as_without_claims_with_one_line_that_n
     ],
     ids=["no id", "list", "dict", "two parts", "number", "mapping", "delivery_info", "properties"],
 )
+
+
+@WORKER_ENDING
+def test_celery_alone_fails_on_it(made: Any, word: str) -> None:
+    """With an error that is none of those that its consumer answers by a reject."""
+    desk = Desk()
+    with pytest.raises((AttributeError, KeyError, TypeError, ValueError)):
+        desk.own_strategy(made, None, None, None, ())
+
+
+@WORKER_ENDING
 def test_what_would_end_the_worker_is_refused_as_an_invalid_task(made: Any, word: str) -> None:
     """Celery's own strategy fails on it with an error that nothing catches."""
     desk = Desk()

@@ -102,7 +102,7 @@ def test_make_explains_itself() -> None:
         text=True,
         timeout=30,
     ).stdout
-    targets = "help demo test test-versions lint bench bench-quick numbers docs"
+    targets = "help demo test test-versions lint fuzz bench bench-quick numbers docs"
     for target in targets.split():
         assert re.search(rf"^  make {target} +\w", shown, re.MULTILINE), target
 
