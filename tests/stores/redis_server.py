@@ -50,6 +50,14 @@ def free_port(*, with_bus: bool = False) -> int:
             return port
 
 
+def watch(pid: int) -> subprocess.Popen[bytes]:
+    """End a process when this one is gone, in whatever way: a killed test run leaves no servers."""
+    # The pipe is open as long as this process lives, and nobody writes to it.
+    return subprocess.Popen(
+        ["sh", "-c", f"read _; kill -9 {pid}"], stdin=subprocess.PIPE, start_new_session=True
+    )
+
+
 class RedisServer:
     """A server process. Nothing is saved unless an argument says so.
 
@@ -73,6 +81,7 @@ class RedisServer:
             lines += [f"unixsocket {self.socket}", 'save ""', "repl-diskless-sync-delay 0"]
         self._config.write_text("\n".join(lines) + "\n")
         self._process: subprocess.Popen[bytes] | None = None
+        self._watch: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -97,6 +106,7 @@ class RedisServer:
                 stderr=log,
                 start_new_session=True,
             )
+        self._watch = watch(self._process.pid)
         with self.client(password=password) as client:
             wait_until(lambda: self._answers(client), START, what=self._tell)
 
@@ -118,6 +128,11 @@ class RedisServer:
 
     def kill(self) -> None:
         """End it at once; what it had not saved is gone."""
+        if self._watch is not None:
+            # First, so that it cannot end whatever gets the number of this process next.
+            self._watch.kill()
+            self._watch.communicate()
+            self._watch = None
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
