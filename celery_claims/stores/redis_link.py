@@ -338,7 +338,7 @@ _KINDS: tuple[
         (NoPermissionError,),
         "NOPERM ",
         StoreReadOnly,
-        "give the user what docs/stores/redis.md and docs/brokers/redis.md list",
+        "give the user the commands and keys that docs/{stores,brokers}/redis.md list",
     ),
     ((), "WRONGTYPE ", StoreCorrupt, "a key is of another type: who else uses this prefix?"),
     ((), "MISCONF ", StoreUnavailable, "it cannot save and refuses writes: see to its disk"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import redis
+import redis.cluster
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -243,6 +244,11 @@ class RedisCluster:
     @property
     def url(self) -> str:
         return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    def client(self) -> Any:
+        """A client that finds each key where it is."""
+        cluster: Any = redis.cluster.RedisCluster
+        return cluster(host="127.0.0.1", port=self.nodes[0].port, protocol=2)
 
     def masters(self) -> list[RedisServer]:
         return [node for node in self.nodes if _text(node.ask("ROLE")[0]) == "master"]
