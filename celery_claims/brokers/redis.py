@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -68,11 +68,21 @@ class RedisDeliveries:
         for _ in range(MAX_PAGES):
             call = Call(_UNTOUCHED, [self._names.key(self._names.touched)], [PAGE])
             (members,) = self._link.run([call])
-            fates = self._give_back([_unpack(member) for member in members])
+            fates = self._give_back(list(self._read(members)))
             count += fates.count(Fate.PUT_BACK)
             if len(members) < PAGE:
                 break
         return count
+
+    def _read(self, members: Sequence[bytes]) -> Iterator[InHand]:
+        """What is no member of ours is taken out, for it would come first every time."""
+        touched = self._names.key(self._names.touched)
+        for member in members:
+            try:
+                yield _unpack(member)
+            except ValueError:
+                logger.warning("%r held no message, and is taken out of %r", member[:200], touched)
+                self._link.ask("ZREM", touched, member)
 
     def close(self) -> None:
         self._link.close()
@@ -82,14 +92,14 @@ class RedisDeliveries:
         return [names.key(name) for name in (names.index, names.unacked, names.touched)]
 
     def _touch(self, mine: Sequence[InHand], dropped: Sequence[InHand]) -> Call:
-        pairs = [part for each in (*mine, *dropped) for part in (each.tag, _pack(each))]
+        pairs = [part for each in (*mine, *dropped) for part in (_tag(each), _pack(each))]
         return Call(_TOUCH, self._keys(), [self._age, len(mine), *pairs])
 
     def _give_back(self, wanted: Sequence[InHand]) -> list[Fate]:
         if not wanted:
             return []
         unacked = self._names.key(self._names.unacked)
-        found = self._link.ask("HMGET", unacked, *(each.tag for each in wanted))
+        found = self._link.ask("HMGET", unacked, *(_tag(each) for each in wanted))
         calls = [self._call(each, stored) for each, stored in zip(wanted, found, strict=True)]
         return [Fate(answer) for answer in self._link.run(calls)]
 
@@ -103,8 +113,9 @@ class RedisDeliveries:
                 expected, redelivered = stored, entry.redelivered
             except ValueError:
                 # The script finds another message than it expects, and leaves it.
+                expected = stored + b"?"
                 logger.exception("cannot put %s back in queue %s", in_hand.tag, in_hand.queue)
-        arguments = [in_hand.tag, expected, redelivered, self._age, _pack(in_hand)]
+        arguments = [_tag(in_hand), expected, redelivered, self._age, _pack(in_hand)]
         return Call(_GIVE_BACK, [*self._keys(), *lists], arguments)
 
     def _lists(self, in_hand: InHand, entry: Entry) -> list[bytes]:
@@ -127,7 +138,15 @@ def _pack(in_hand: InHand) -> bytes:
 
 
 def _unpack(member: bytes) -> InHand:
-    return InHand(*json.loads(member))
+    """Raises: ValueError."""
+    parts = json.loads(member)
+    if not isinstance(parts, list) or [type(part) for part in parts] != [str, str]:
+        raise ValueError(f"expected a tag and a queue, found {parts!r:.100}")
+    return InHand(*parts)
+
+
+def _tag(in_hand: InHand) -> bytes:
+    return in_hand.tag.encode("utf-8", "surrogatepass")
 
 
 def _chunks(items: Sequence[Any]) -> Iterable[Sequence[Any]]:

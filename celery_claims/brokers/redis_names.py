@@ -89,9 +89,16 @@ class Entry(NamedTuple):
         found = set()
         for binding in bindings:
             key, pattern, queue = binding.split(sep)
-            if re.match(pattern, self.routing_key) if pattern else key == self.routing_key:
+            if _matches(pattern, self.routing_key) if pattern else key == self.routing_key:
                 found.add(queue)
         return found
+
+
+def _matches(pattern: str, routing_key: str) -> bool:
+    try:
+        return re.match(pattern, routing_key) is not None
+    except re.error as error:
+        raise ValueError(f"not a pattern of a binding: {pattern!r:.100}") from error
 
 
 def read_entry(stored: bytes) -> Entry:
@@ -109,6 +116,8 @@ def read_entry(stored: bytes) -> Entry:
                 place["redelivered"] = True
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"not an unacknowledged message: {stored[:200]!r}") from error
+    if {type(exchange), type(routing_key)} - {str, type(None)}:
+        raise ValueError(f"not an unacknowledged message: {stored[:200]!r}")
     return Entry(
         exchange=exchange or "",
         routing_key=routing_key or "",

@@ -362,6 +362,37 @@ class TestGiveBackUntouched:
         assert impatient.give_back_untouched() == 0
         impatient.close()
 
+    def test_what_somebody_else_wrote_hides_nothing(self, bench: Bench) -> None:
+        """Trap 13; more than a page of it."""
+        tag = bench.taken()
+        bench.deliveries.touch([InHand(tag, "q")])
+        bench.age(tag)
+        touched = bench.deliveries._names.key(bench.deliveries._names.touched)
+        foreign = [b"\xff", b"{", b"5", b'["tag"]', b'["tag", 5]', b'{"a": "b"}', b"null"]
+        foreign += [b"foreign-%d" % number for number in range(PAGE)]
+        bench.client.zadd(touched, dict.fromkeys(foreign, 1.0))
+        assert bench.deliveries.give_back_untouched() == 1
+        assert bench.touched() == []
+
+    @pytest.mark.parametrize(
+        "entry",
+        [b"", b"\xff", b"5", b"[1, 2, 3]", b'[{"properties": {}}, ["x"], 5]', b"[{}, 1, 2]"],
+    )
+    def test_an_entry_of_somebody_else_is_left_and_hides_nothing(
+        self, bench: Bench, entry: bytes
+    ) -> None:
+        tag = bench.taken()
+        unacked = bench.deliveries._names.key(bench.deliveries._names.unacked)
+        bench.client.hset(unacked, "bad", entry)
+        bench.age(tag)
+        assert bench.give_back("bad", tag, "\ud800") == [
+            Fate.IN_HAND,
+            Fate.PUT_BACK,
+            Fate.NOBODYS,
+        ]
+        assert bench.client.hstrlen(unacked, "bad") == len(entry)
+        assert bench.client.hexists(unacked, "bad")
+
     def test_more_than_a_page(self, bench: Bench) -> None:
         held = [InHand(bench.taken(), "q") for _ in range(PAGE + 20)]
         bench.deliveries.touch(held)
