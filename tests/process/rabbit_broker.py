@@ -16,13 +16,16 @@ class RabbitBroker(SiteBroker):
     Parameters:
         folder: of the site.
         server: the test's own, for what must not happen to others; the shared one if not given.
+        port: where workers reach it, if not directly.
     """
 
     container: FolderContainer
 
-    def __init__(self, folder: Path, server: RabbitServer | None = None) -> None:
+    def __init__(
+        self, folder: Path, server: RabbitServer | None = None, *, port: int | None = None
+    ) -> None:
         self.host = (server or shared_server()).new_host()
-        super().__init__(FolderContainer(folder, self.host.url()))
+        super().__init__(FolderContainer(folder, self.host.url(port)))
 
     @property
     def claims(self) -> dict[str, Any]:

@@ -82,6 +82,8 @@ class Site:
             **(conf or {}),
             "broker_transport_options": self.broker.options,
         }
+        #: more environment variables of the processes
+        self.extra_env: dict[str, str] = {}
         self._processes: list[WorkerProcess | BeatProcess] = []
 
     def env(self) -> dict[str, str]:
@@ -90,6 +92,7 @@ class Site:
             CONF_VARIABLE: json.dumps(self.conf),
             CLAIMS_VARIABLE: json.dumps(self.claims),
             FOLDER_VARIABLE: str(self.folder),
+            **self.extra_env,
         }
 
     def start_worker(

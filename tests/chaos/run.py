@@ -1,0 +1,132 @@
+"""One chaos run, from the first message to the verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.process.environment import CLAIMS_VARIABLE, CONF_VARIABLE, FOLDER_VARIABLE
+from tests.process.waiting import WaitTimeout, stays, wait_until
+
+from .environment import LEDGER, PROTECTION
+from .faults import Faults
+from .load import KINDS, Load
+from .verdict import Verdict, judge
+from .world import Plan, World, made
+
+__all__ = ["Outcome", "run"]
+
+#: Seconds after the last fault for everything to come to rest.
+REST = 180.0
+#: An id in a log.
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to, and the faults that it survived."""
+
+    verdict: Verdict
+    faults: Mapping[str, int]
+    logs: Mapping[str, str]
+
+
+def run(plan: Plan, tell: Tell = lambda _: None) -> Outcome:
+    """Let chaos happen, wait until everything has come to rest, and judge.
+
+    Parameters:
+        plan: what kind of run.
+        tell: called with what happens, for somebody who watches.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="claims-chaos-") as folder,
+        made(plan, Path(folder)) as world,
+    ):
+        load = Load(sender(world), random.Random(f"load {plan.seed}"), plan.lease)
+        faults = Faults(world, random.Random(f"faults {plan.seed}"))
+        world.start_workers()
+        disturb(world, load, faults, tell)
+        faults.end()
+        rest(world, load, tell)
+        logs = world.site.logs()
+        verdict = judge(
+            load.sent,
+            world.site.journal.runs(),
+            world.ledger.writes(),
+            world.happenings,
+            seen_in(logs),
+            plan.lease,
+        )
+    return Outcome(verdict, faults.counts, logs)
+
+
+def sender(world: World) -> Any:
+    """The app of the workers, in this process and on a connection without faults."""
+    site = world.site
+    direct = world.broker_server.port, world.broker_proxy.port
+    conf = dict(site.conf)
+    conf["broker_url"] = conf["broker_url"].replace(f":{direct[1]}/", f":{direct[0]}/")
+    # The module reads its environment when it is imported, as it does in a worker.
+    os.environ.update(
+        {
+            CONF_VARIABLE: json.dumps(conf),
+            CLAIMS_VARIABLE: json.dumps(site.claims),
+            FOLDER_VARIABLE: str(site.folder),
+            PROTECTION: world.plan.protection,
+            LEDGER: site.extra_env[LEDGER],
+        }
+    )
+    from . import tasks
+
+    tasks.app.conf.update(conf)
+    tasks.app.set_default()
+    return tasks.app
+
+
+def disturb(world: World, load: Load, faults: Faults, tell: Tell) -> None:
+    """Send and break things until the time is over."""
+    plan, began = world.plan, time.monotonic()
+    kinds = random.Random(f"kinds {plan.seed}")
+    next_fault = began + plan.pause
+    count = 0
+    while time.monotonic() < began + plan.seconds:
+        while count < (time.monotonic() - began) * plan.rate:
+            load.send(kinds.choice(KINDS))
+            count += 1
+        faults.thaw()
+        world.replace_the_dead()
+        if time.monotonic() >= next_fault:
+            tell(faults.happen())
+            next_fault = time.monotonic() + kinds.expovariate(1 / plan.pause)
+        stays(lambda: True, 0.05)
+
+
+def rest(world: World, load: Load, tell: Tell) -> None:
+    """Wait until everything that was sent has ended, and for what may still come again."""
+    wanted = {task_id for sent in load.sent if sent.sure for task_id in sent.ids}
+
+    def left() -> set[str]:
+        world.replace_the_dead()
+        return wanted - {run.task_id for run in world.site.journal.runs() if run.event == "finish"}
+
+    try:
+        wait_until(lambda: not left(), REST, interval=0.5)
+    except WaitTimeout:
+        tell(f"{len(left())} tasks have not ended")
+    # A run that should not be would begin now.
+    stays(lambda: True, 2 * world.plan.lease)
+
+
+def seen_in(logs: Mapping[str, str]) -> set[str]:
+    """The ids that the workers' logs name."""
+    return {found for log in logs.values() for found in _ID.findall(log)}

@@ -1,0 +1,193 @@
+"""What a chaos run comes to. Pure: the journal, the ledger and the faults in, a verdict out."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, pairwise
+
+from tests.process.journal import Run
+
+from .ledger import Write
+from .load import Sent
+from .world import Happening
+
+__all__ = ["Verdict", "judge"]
+
+#: Seconds within which a death after the end of a body explains that its end is not known.
+UNRECORDED = 5.0
+#: How a body ends that is not to be run again under the same attempt.
+ENDS = ("finish", "Retry")
+
+
+@dataclass
+class Verdict:
+    """The numbers of a run. What is promised to be nothing is in ``violations``, told in full.
+
+    Parameters:
+        sent: tasks that were sent for sure, each of a chain or chord counted.
+        finished: those of them that ran to their end.
+        swallowed: those that no worker ever saw: the broker lost them on the way.
+        lost: those that a worker saw, and that never ended.
+        repeated: runs of an attempt beyond its first, by why there was another.
+        overlaps: runs beside another one of the same task, by what explains it.
+        stale_tried, stale_refused, stale_accepted: writes of a run after one of a later run.
+        violations: what must not be, with the timeline of the task.
+        losses_of_the_broker: of each swallowed task what is known.
+    """
+
+    sent: int = 0
+    finished: int = 0
+    swallowed: int = 0
+    lost: int = 0
+    repeated: Counter[str] = field(default_factory=Counter)
+    overlaps: Counter[str] = field(default_factory=Counter)
+    stale_tried: int = 0
+    stale_refused: int = 0
+    stale_accepted: int = 0
+    violations: list[str] = field(default_factory=list)
+    losses_of_the_broker: list[str] = field(default_factory=list)
+
+
+def judge(
+    sent: Sequence[Sent],
+    runs: Sequence[Run],
+    writes: Sequence[Write],
+    happenings: Sequence[Happening],
+    seen: Collection[str],
+    lease: float,
+) -> Verdict:
+    """Judge a run after everything has come to rest.
+
+    Parameters:
+        sent: what was sent.
+        runs: what ran.
+        writes: what the ledger saw, in its order.
+        happenings: the faults.
+        seen: ids that some worker's log names.
+        lease: seconds.
+    """
+    verdict = Verdict()
+    of_task: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        of_task[run.task_id].append(run)
+    trial = _Trial(verdict, happenings, lease)
+    trial.count_sent(sent, of_task, seen)
+    for task_runs in of_task.values():
+        trial.count_repeated(task_runs)
+        trial.count_overlaps(task_runs)
+    trial.count_writes(writes, of_task)
+    return verdict
+
+
+@dataclass
+class _Trial:
+    verdict: Verdict
+    happenings: Sequence[Happening]
+    lease: float
+
+    def count_sent(
+        self, sent: Iterable[Sent], of_task: dict[str, list[Run]], seen: Collection[str]
+    ) -> None:
+        for each in (one for one in sent if one.sure):
+            # What follows a swallowed message of a chain or chord could not run either.
+            gone = False
+            for place, task_id in enumerate(each.ids, start=1):
+                self.verdict.sent += 1
+                if any(run.event == "finish" for run in of_task[task_id]):
+                    self.verdict.finished += 1
+                elif gone or task_id not in seen:
+                    gone = True
+                    self.verdict.swallowed += 1
+                    what = f"{each.kind}, {place} of {len(each.ids)}, never delivered"
+                    before = [run for one in each.ids for run in of_task[one]]
+                    self.verdict.losses_of_the_broker.append(self._tell(what, before, task_id))
+                else:
+                    self.verdict.lost += 1
+                    self._violate(f"{each.kind} never finished", of_task[task_id], task_id)
+
+    def count_repeated(self, runs: list[Run]) -> None:
+        attempts: dict[int, list[Run]] = defaultdict(list)
+        for run in sorted(runs, key=lambda run: run.started):
+            attempts[run.retries].append(run)
+        for of_attempt in attempts.values():
+            for before, _ in pairwise(of_attempt):
+                why = self._why_again(before)
+                self.verdict.repeated[why] += 1
+                if why == "it had ended":
+                    self._violate("ran again after its end", runs, before.task_id)
+
+    def count_overlaps(self, runs: list[Run]) -> None:
+        for one, two in combinations(sorted(runs, key=lambda run: run.started), 2):
+            if one.ended is not None and one.ended <= two.started:
+                continue
+            why = self._why_beside(one, two)
+            self.verdict.overlaps[why] += 1
+            if why == "nothing":
+                self._violate("two runs at once", runs, one.task_id)
+
+    def count_writes(self, writes: Sequence[Write], of_task: dict[str, list[Run]]) -> None:
+        newest: dict[str, float] = {}
+        for write in writes:
+            if write.started < newest.get(write.task_id, 0.0):
+                self.verdict.stale_tried += 1
+                if not write.accepted:
+                    self.verdict.stale_refused += 1
+                    continue
+                self.verdict.stale_accepted += 1
+                self._violate("a stale write was taken", of_task[write.task_id], write.task_id)
+            elif write.accepted:
+                newest[write.task_id] = write.started
+
+    def _why_again(self, before: Run) -> str:
+        """Why an attempt was started again after this run of it."""
+        if before.event == "died":
+            return "killed"
+        if before.event == "ClaimLost":
+            return "its claim was lost"
+        end = before.ended if before.ended is not None else float("inf")
+        # The end of a body is recorded after it: until then it is not known to be over.
+        disturbed = self._explains(before, end + UNRECORDED)
+        if before.event in ENDS:
+            return "killed or cut off before its end was recorded" if disturbed else "it had ended"
+        return "killed" if disturbed else f"ended by {before.event or 'nobody knows what'}"
+
+    def _why_beside(self, one: Run, two: Run) -> str:
+        """What explains that a run began while another one of its task was not over."""
+        return self._explains(one, two.started + self.lease) or "nothing"
+
+    def _explains(self, run: Run, until: float) -> str:
+        """A fault since its start that can have taken this run's lease; empty if there was none.
+
+        What happens to the broker takes no lease, nor does a moment without the store.
+        """
+        for each in self.happenings:
+            if each.began > until or each.ended < run.started:
+                continue
+            if run.pid in each.pids:
+                return each.what
+            if each.what.endswith("the store") and each.ended - each.began >= self.lease / 3:
+                return each.what
+        return ""
+
+    def _violate(self, what: str, runs: Sequence[Run], task_id: str) -> None:
+        self.verdict.violations.append(self._tell(what, runs, task_id))
+
+    def _tell(self, what: str, runs: Sequence[Run], task_id: str) -> str:
+        """The timeline of a task and of the faults around it."""
+        lines = [f"{what}: task {task_id}"]
+        for run in sorted(runs, key=lambda run: run.started):
+            ended = "…" if run.ended is None else f"{run.ended:.2f}"
+            lines.append(
+                f"  {run.started:.2f} to {ended}  pid {run.pid}  attempt {run.retries}  "
+                f"token {run.token}  {run.event or 'no end'}"
+            )
+        first = min((run.started for run in runs), default=0.0)
+        last = max((run.ended or run.started for run in runs), default=0.0)
+        lines += [
+            f"  {each.began:.2f} to {each.ended:.2f}  {each.what} {sorted(each.pids)}"
+            for each in self.happenings
+            if first - 10 <= each.began <= last + 10
+        ]
+        return "\n".join(lines)
