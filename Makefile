@@ -11,6 +11,8 @@ SPREAD = --numprocesses $(JOBS) --dist worksteal
 TESTS ?=
 #: How long each target of the fuzzer runs, in seconds.
 FUZZ_SECONDS ?= 60
+#: Arguments of a chaos run, e.g. make chaos CHAOS="--seconds 600 --seed 7"
+CHAOS ?=
 #: Arguments of the benchmarks.
 BENCH ?=
 #: What the proof takes, e.g. make proof PROOF="--store redis --operations 10000 --seed 7"
@@ -29,7 +31,7 @@ SERVERS := redis-server postgresql pgbouncer rabbitmq-server
 APT := env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-versions proof lint format fuzz bench bench-quick numbers docs servers clean
+.PHONY: help demo test test-oldest test-versions proof chaos chaos-peers lint format fuzz bench bench-quick numbers docs servers clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -52,6 +54,13 @@ test-celery-%: .venv-celery-%/.dev
 
 proof: servers $(VENV)/.dev  ## Prove every store linearizable while everything breaks (half an hour)
 	$(BIN)/python -m tests.proof.run $(PROOF)
+
+chaos: servers $(VENV)/.dev  ## Kill, freeze and cut off real workers, and count what is lost (minutes)
+	$(BIN)/python -m tests.chaos --broker redis $(CHAOS)
+	$(BIN)/python -m tests.chaos --broker rabbitmq --store postgresql $(CHAOS)
+
+chaos-peers: servers $(VENV)/.peers  ## The same without claims, and with packages that lock, in one table
+	$(BIN)/python -m tests.chaos --all $(CHAOS)
 
 lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .
@@ -124,6 +133,11 @@ $(VENV)/.dev: $(PACKAGE) | $(BIN)/python
 
 $(VENV)/.fuzz: $(PACKAGE) | $(BIN)/python
 	$(PIP) --editable '.[fuzz]'
+	@touch $@
+
+# What claims are compared with; installed for nothing else.
+$(VENV)/.peers: benchmarks/peers.txt $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/peers.txt
 	@touch $@
 
 $(VENV)/.docs: $(PACKAGE) | $(BIN)/python

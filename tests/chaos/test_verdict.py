@@ -1,0 +1,107 @@
+"""A verdict finds what must not be, and tells it from what a fault explains."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.process.journal import Run
+
+from .ledger import Write
+from .load import Sent
+from .verdict import Verdict, judge
+from .world import Happening
+
+LEASE = 4.0
+
+
+def ran(began: float, ended: float | None, event: str | None = "finish", **given: int) -> Run:
+    facts = {"pid": 1, "token": 7, "retries": 0, **given}
+    return Run(task_id="a", started=began, ended=ended, event=event, **facts)
+
+
+def judged(
+    *runs: Run,
+    faults: tuple[Happening, ...] = (),
+    writes: tuple[Write, ...] = (),
+    seen: bool = True,
+    sure: bool = True,
+) -> Verdict:
+    sent = [Sent("short", ("a",), sure=sure)]
+    return judge(sent, runs, writes, faults, {"a"} if seen else set(), LEASE)
+
+
+def killed(pid: int, at: float) -> Happening:
+    return Happening("kill a worker", at, at, frozenset({pid}))
+
+
+def test_one_run_is_as_it_should_be() -> None:
+    verdict = judged(ran(1, 2))
+    assert (verdict.sent, verdict.finished, verdict.violations) == (1, 1, [])
+
+
+def test_a_task_that_a_worker_saw_and_that_never_ended_is_lost() -> None:
+    verdict = judged(ran(1, 2, "died"), faults=(killed(1, 2),))
+    assert verdict.lost == 1
+    assert "short never finished" in verdict.violations[0]
+
+
+def test_a_task_that_no_worker_saw_is_the_brokers() -> None:
+    verdict = judged(seen=False)
+    assert (verdict.swallowed, verdict.lost, verdict.violations) == (1, 0, [])
+
+
+def test_what_may_not_have_been_sent_is_not_missed() -> None:
+    verdict = judged(sure=False)
+    assert (verdict.sent, verdict.lost, verdict.violations) == (0, 0, [])
+
+
+def test_a_second_run_after_a_kill_is_explained() -> None:
+    verdict = judged(ran(1, 2, "died"), ran(6, 7, pid=2), faults=(killed(1, 2),))
+    assert verdict.repeated == {"killed": 1}
+    assert verdict.violations == []
+
+
+def test_a_second_run_after_the_end_is_a_violation() -> None:
+    verdict = judged(ran(1, 2), ran(20, 21, pid=2))
+    assert verdict.repeated == {"it had ended": 1}
+    assert "ran again after its end" in verdict.violations[0]
+
+
+def test_the_next_attempt_is_no_second_run() -> None:
+    verdict = judged(ran(1, 2, "Retry"), ran(3, 4, retries=1))
+    assert (verdict.repeated, verdict.violations) == ({}, [])
+
+
+def test_a_death_right_after_the_body_explains_another_run() -> None:
+    verdict = judged(ran(1, 2), ran(9, 10, pid=2), faults=(killed(1, 2.1),))
+    assert verdict.repeated == {"killed or cut off before its end was recorded": 1}
+    assert verdict.violations == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "explained"),
+    [
+        (Happening("freeze a worker", 1.5, 8, frozenset({1})), True),
+        (Happening("freeze a worker", 1.5, 8, frozenset({9})), False),
+        (Happening("silence the store", 1.5, 6), True),
+        (Happening("cut the store", 1.5, 1.6), False),
+        (Happening("silence the broker", 1.5, 6), False),
+    ],
+)
+def test_only_what_can_take_a_lease_explains_two_runs_at_once(
+    fault: Happening, explained: bool
+) -> None:
+    verdict = judged(ran(1, 9), ran(7, 8, pid=2), faults=(fault,))
+    assert verdict.overlaps == {fault.what if explained else "nothing": 1}
+    assert bool(verdict.violations) is not explained
+
+
+def test_a_stale_write_is_a_violation_only_if_it_was_taken() -> None:
+    newer, older = Write("a", 8, 5.0, True), Write("a", 7, 1.0, False)
+    runs = (ran(1, 9, "died"), ran(5, 6, pid=2))
+    faults = (killed(1, 9),)
+    refused = judged(*runs, faults=faults, writes=(newer, older))
+    assert (refused.stale_tried, refused.stale_refused, refused.stale_accepted) == (1, 1, 0)
+    taken = judged(*runs, faults=faults, writes=(newer, Write("a", 7, 1.0, True)))
+    assert taken.stale_accepted == 1
+    assert any("a stale write was taken" in each for each in taken.violations)
