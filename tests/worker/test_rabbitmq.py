@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from tests.process.setup import ProcessSetup, publish_copies
+import pytest
+from kombu import Queue
 
-from .rabbits import on_rabbitmq
-from .steps import assert_all_acknowledged, stored, wait_for_events, workers
+from tests.process.setup import ProcessSetup, publish_copies
+from tests.process.waiting import wait_until
+
+from .apps import celery_tasks
+from .rabbits import AMQP, on_rabbitmq
+from .steps import assert_all_acknowledged, stored, traps, wait_for_events, workers
 
 
 @on_rabbitmq()
@@ -44,3 +49,74 @@ def test_fifty_held_copies_eat_no_prefetch(celery_setup: ProcessSetup) -> None:
     for each in results:
         each.get(timeout=20)
     assert_all_acknowledged(celery_setup)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [pytest.param(url, marks=traps(AMQP, url=url), id=url) for url in ("redis", "postgresql")],
+)
+@pytest.mark.brokers("rabbitmq")
+@workers(2)
+def test_claims_in_another_servers_store(celery_setup: ProcessSetup, url: str) -> None:
+    """RabbitMQ with a store of another kind; the other tests here have the embedded one."""
+    result = publish_copies(celery_setup.app, celery_setup.app.signature("traps.late", ("end",)), 3)
+    wait_for_events(celery_setup.workers, "held", result.id, 2)
+    celery_setup.gates.open("end")
+    wait_for_events(celery_setup.workers, "skipped", result.id, 2)
+    assert len(celery_setup.journal.runs(result.id)) == 1
+    assert_all_acknowledged(celery_setup)
+
+
+TOPICS = {
+    "celery": {
+        "queue_arguments": {
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": "dead",
+        }
+    },
+    "some": {"exchange": "topics", "exchange_type": "topic", "routing_key": "a.*"},
+    "all": {"exchange": "topics", "exchange_type": "topic", "routing_key": "#"},
+    "news": {"exchange": "news", "exchange_type": "fanout", "routing_key": ""},
+}
+
+
+@pytest.mark.brokers("rabbitmq")
+@traps({**AMQP, "task_queues": TOPICS, "imports": [celery_tasks.MODULE]}, tasks=["*"])
+@workers(1, queues="celery,some,all,news")
+class TestExchanges:
+    def test_a_message_in_two_queues_runs_for_both_and_a_broadcast_is_not_claimed(
+        self, celery_setup: ProcessSetup
+    ) -> None:
+        """Two queues are two claims; a fanout exchange means every worker."""
+        setup = celery_setup
+        twice = setup.app.signature("traps.late").apply_async(queue="some", routing_key="a.b")
+        runs = setup.journal.wait_for_end(twice.id, 2)
+        assert len({run.token for run in runs}) == 2
+        told = setup.app.signature("traps.late").apply_async(queue="news")
+        (run,) = setup.journal.wait_for_end(told.id)
+        assert run.token is None
+
+    def test_a_rejected_message_runs_again_when_it_is_replayed(
+        self, celery_setup: ProcessSetup
+    ) -> None:
+        """Copies of what was rejected are skipped; one with a newer x-death is a new try."""
+        setup = celery_setup
+        with setup.site.broker.connect() as connection:
+            dead = Queue("dead")(connection.default_channel)
+            dead.declare()
+            signature = setup.app.signature("c.rejects", kwargs={"requeue": False})
+            result = publish_copies(setup.app, signature, 2)
+            wait_for_events(setup.worker, "skipped", result.id)
+            message = wait_until(dead.get, what="the message in the dead-letter queue")
+            assert len(setup.journal.runs(result.id)) == 1
+            with connection.Producer() as producer:
+                producer.publish(
+                    message.body,
+                    routing_key="celery",
+                    headers=message.headers,
+                    content_type=message.content_type,
+                    content_encoding=message.content_encoding,
+                    correlation_id=result.id,
+                )
+            message.ack()
+        assert len(setup.journal.wait_for_end(result.id, 2)) == 2
