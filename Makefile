@@ -25,8 +25,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 #: time.
 CELERIES := 5.4 5.5 5.6 5.7
 
-#: Debian packages of the servers that the tests start for themselves.
-SERVERS := redis-server postgresql pgbouncer rabbitmq-server
+#: Debian packages of what the tests start for themselves: servers, and the checker of the model.
+SERVERS := redis-server postgresql pgbouncer rabbitmq-server spin gcc libc6-dev
 #: No server of the system's own is started by installing it.
 APT := env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
 
