@@ -19,7 +19,7 @@ from .case import Case
 from .gate import Gate
 from .keeper import Keeper
 from .protocol import Outcome
-from .seams import is_terminating, job_owner, keep_if_sent, unaccepted_jobs, was_cancelled
+from .seams import is_terminating, job_owner, keep_if_sent, unfinished_jobs, was_cancelled
 from .settling import Ending
 from .tracer import LostRun, NotRun, Recorded, acks_on
 
@@ -75,6 +75,7 @@ class PoolWatch:
 class Flush:
     """The pool's ``flush``, which gives up every body that is not known to have begun.
 
+    Before Celery 5.6 it forgets those too that have begun, and nobody would hear of their end.
     Celery expects their messages to come again. But a body that was sent to a child runs there, and
     so its callbacks must stay; and of one that was not sent, the claim must not be kept.
     """
@@ -86,7 +87,7 @@ class Flush:
     def __call__(self) -> None:
         watches = {
             job: watch
-            for job in unaccepted_jobs(self._pool)
+            for job in unfinished_jobs(self._pool)
             if isinstance(watch := job_owner(job), Watch)
         }
         self._flush()

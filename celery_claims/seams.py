@@ -27,7 +27,7 @@ __all__ = [
     "request_context",
     "resubscribe",
     "stop_body",
-    "unaccepted_jobs",
+    "unfinished_jobs",
     "was_cancelled",
 ]
 
@@ -144,9 +144,9 @@ def resubscribe(
     channel.basic_qos(0, usual, False)
 
 
-def unaccepted_jobs(pool: Any) -> list[Any]:
-    """What a prefork pool with an event loop has taken, and not heard the beginning of."""
-    return [job for job in pool._pool._cache.values() if not job.accepted()]
+def unfinished_jobs(pool: Any) -> list[Any]:
+    """What a prefork pool with an event loop has taken, and not heard the end of."""
+    return list(pool._pool._cache.values())
 
 
 def job_owner(job: Any) -> object:
@@ -155,7 +155,9 @@ def job_owner(job: Any) -> object:
 
 
 def keep_if_sent(pool: Any, job: Any) -> bool:
-    """Take a job that the pool gave up back into its books, if a living child got it.
+    """Take a job that the pool gave up back into its books, if it began or a living child got it.
+
+    One that began is given up by Celery before 5.6; if its child is dead, the pool will find that.
 
     Returns:
         whether its callbacks will be called.
@@ -164,7 +166,7 @@ def keep_if_sent(pool: Any, job: Any) -> bool:
     if job.ready() or job._job in books:
         return True
     child = job._write_to
-    if child is None or not child._is_alive():
+    if not job.accepted() and (child is None or not child._is_alive()):
         return False
     books[job._job] = job
     return True

@@ -13,6 +13,7 @@ from celery import Celery, Task
 from celery_claims import current_claim
 
 from tests.process.environment import CLAIMS_VARIABLE, CONF_VARIABLE
+from tests.process.waiting import stays
 from tests.worker.apps import journal
 
 from .environment import LEDGER, PROTECTION
@@ -64,7 +65,7 @@ def protected(task: Task) -> Iterator[None]:
 def work(self: Task, number: int, seconds: float) -> int:
     """Take so long, then write. The number makes the arguments of each task its own."""
     with protected(self):
-        time.sleep(seconds)
+        stays(lambda: True, seconds)
     return number
 
 

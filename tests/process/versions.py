@@ -16,6 +16,7 @@ __all__ = [
     "COLD_SHUTDOWN_AT_ONCE",
     "CREDENTIAL_PROVIDERS",
     "FINDS_STORED_SUCCESS",
+    "KEEPS_RUNNING_JOBS",
     "KOMBU",
     "NAMES_CHILDREN",
     "REQUEUES_UNACKED_TIMEOUTS",
@@ -48,6 +49,9 @@ CANCELS_SILENTLY = CELERY >= (5, 6)
 #: A cold shutdown raises in the body that a solo worker runs, and then nothing shuts down: the same
 #: error came out of the signal's handler too early.
 SOLO_GOES_ON = (5, 5) <= CELERY < (5, 7)
+
+#: A lost connection leaves what has begun in the books of a prefork pool.
+KEEPS_RUNNING_JOBS = CELERY >= (5, 6)
 
 #: A task that rejects its message for good fails. Before, it had no result for ever.
 STORES_REJECTIONS = CELERY >= (5, 7)

@@ -177,7 +177,8 @@ class PgBouncer:
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGQUIT)
+            # It keeps nothing, and a signal that it inherited as ignored would not end it.
+            self._process.kill()
         self._process.wait(timeout=60)
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -39,6 +39,7 @@ from tests.process.redis_broker import RedisBroker
 from tests.process.versions import (
     ACKS_AT_ONCE,
     CANCELS_SILENTLY,
+    KEEPS_RUNNING_JOBS,
     NAMES_CHILDREN,
     TELLS_QOS,
 )
@@ -277,19 +278,20 @@ def test_every_step_is_told_of_the_event_loop():
 
 
 def test_a_flushed_pool_gives_up_what_it_has_not_heard_of():
-    """``AsynPool.flush`` takes jobs that are not accepted out of ``_cache``, sent or not; one that
-    is put back gets its callbacks."""
-    pool, callback = MagicMock(_state=None, synack=False, _cache={}), MagicMock()
+    """``AsynPool.flush`` takes jobs that are not accepted out of ``_cache``, sent or not, and an
+    older one also those that are; one that is put back gets its callbacks."""
+    pool = MagicMock(_state=None, synack=False, _cache={}, _active_writers=set())
+    callback = MagicMock()
     jobs = {name: ApplyResult(pool._cache, callback) for name in ("sent", "unsent", "running")}
     jobs["sent"]._write_to = MagicMock()
     jobs["running"]._ack(0, 0.0, 1, None)
-    unaccepted = seams.unaccepted_jobs(MagicMock(_pool=pool))
-    assert unaccepted == [jobs["sent"], jobs["unsent"]]
+    assert seams.unfinished_jobs(MagicMock(_pool=pool)) == list(jobs.values())
     AsynPool.flush(pool)
-    assert list(pool._cache.values()) == [jobs["running"]]
+    assert list(pool._cache.values()) == ([jobs["running"]] if KEEPS_RUNNING_JOBS else [])
     kept = {name: seams.keep_if_sent(MagicMock(_pool=pool), job) for name, job in jobs.items()}
     assert kept == {"sent": True, "unsent": False, "running": True}
     assert pool._cache[jobs["sent"]._job] is jobs["sent"]
+    assert pool._cache[jobs["running"]._job] is jobs["running"]
     jobs["sent"]._write_to._is_alive.return_value = False
     jobs["sent"].discard()
     assert not seams.keep_if_sent(MagicMock(_pool=pool), jobs["sent"])

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from celery_claims.checks import printable
+
 from tests.process.container import WorkerSpec
 from tests.process.setup import Site
 from tests.process.waiting import TIMEOUT, wait_until
@@ -106,7 +108,7 @@ def wait_for_line(site: Site, *words: str, count: int = 1, timeout: float = TIME
 
 def wait_for_skip(site: Site, task_id: str, count: int = 1) -> None:
     """Wait until so many copies of a task were acknowledged without a run."""
-    wait_for_line(site, "skipped task", f"[{task_id}]", count=count)
+    wait_for_line(site, "skipped task", f"[{printable(task_id)}]", count=count)
 
 
 def redeliver(site: Site, task_id: str) -> int:

@@ -44,11 +44,17 @@ CONSUMER_TIMEOUT = 4
 
 def lose_connections(setup: ProcessSetup) -> None:
     """Close the connections of all workers, and wait until they have others."""
+    # A worker that has only just connected does not hear of the end of its connection.
+    wait_until_all_beat(setup)
     before = setup.count_in_logs(RECONNECTED)
     broker = setup.site.broker
     assert isinstance(broker, RabbitBroker)
     broker.host.close_connections()
     setup.wait_for_log(RECONNECTED, before + len(setup.workers))
+    wait_until_all_beat(setup)
+
+
+def wait_until_all_beat(setup: ProcessSetup) -> None:
     for worker in setup.workers:
         wait_until(lambda w=worker: BEATING in w.logs().rpartition(RECONNECTED)[2], what=BEATING)
 

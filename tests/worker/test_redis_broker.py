@@ -207,7 +207,10 @@ def test_whatever_a_killed_worker_had_comes_back(
 def test_a_retry_that_waited_for_its_predecessor_comes_back(
     site: Site, celery_setup_app: Celery
 ) -> None:
-    """Attempt 1 is held in the worker that runs attempt 0 when it is killed."""
+    """Attempt 1 is held in the worker that runs attempt 0 when it is killed.
+
+    Which of the two comes back first is the broker's: attempt 0 may run again before.
+    """
     killed = site.start_worker(log_level="DEBUG")
     result = celery_setup_app.signature("c.goes_on", ("end",)).apply_async()
     wait_for_events(killed, "held", result.id)
@@ -215,7 +218,7 @@ def test_a_retry_that_waited_for_its_predecessor_comes_back(
     kill(site, killed)
     site.gates.open("end")
     site.start_worker(log_level="DEBUG")
-    assert result.get(timeout=30) == 1
+    assert result.get(timeout=30) in (0, 1)
     wait_for_nothing(redis_of(site))
     assert [run.retries for run in site.journal.runs(result.id)].count(1) == 1
 
