@@ -28,6 +28,8 @@ __all__ = ["Outcome", "run"]
 REST = 180.0
 #: An id in a log.
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+#: A grant in a log: the id, and the retries of its attempt.
+_GRANT = re.compile(rf"\[({_ID.pattern})\]: token \d+, attempt \(\d+, (\d+)\)")
 
 Tell = Callable[[str], None]
 
@@ -128,5 +130,7 @@ def rest(world: World, load: Load, tell: Tell) -> None:
 
 
 def seen_in(logs: Mapping[str, str]) -> set[str]:
-    """The ids that the workers' logs name."""
-    return {found for log in logs.values() for found in _ID.findall(log)}
+    """The ids that the workers' logs name, and the later attempts that were granted."""
+    text = "\n".join(logs.values())
+    later = {f"{task_id} attempt {retries}" for task_id, retries in _GRANT.findall(text)}
+    return {*_ID.findall(text), *later}

@@ -50,6 +50,11 @@ def test_a_task_that_no_worker_saw_is_the_brokers() -> None:
     assert (verdict.swallowed, verdict.lost, verdict.violations) == (1, 0, [])
 
 
+def test_a_retry_that_no_worker_saw_is_the_brokers() -> None:
+    """The id alone is no sign of it: the attempt before has the same."""
+    assert judged(ran(1, 2, "Retry")).swallowed == 1
+
+
 def test_what_may_not_have_been_sent_is_not_missed() -> None:
     verdict = judged(sure=False)
     assert (verdict.sent, verdict.lost, verdict.violations) == (0, 0, [])

@@ -65,7 +65,7 @@ def judge(
         runs: what ran.
         writes: what the ledger saw, in its order.
         happenings: the faults.
-        seen: ids that some worker's log names.
+        seen: ids that some worker's log names; of later attempts, with the attempt.
         lease: seconds.
     """
     verdict = Verdict()
@@ -79,6 +79,12 @@ def judge(
         trial.count_overlaps(task_runs)
     trial.count_writes(writes, of_task)
     return verdict
+
+
+def _awaited(task_id: str, runs: Sequence[Run]) -> str:
+    """What the logs would name if a worker had got the message that is missing."""
+    retried = [run.retries for run in runs if run.event == "Retry"]
+    return f"{task_id} attempt {max(retried) + 1}" if retried else task_id
 
 
 @dataclass
@@ -97,7 +103,7 @@ class _Trial:
                 self.verdict.sent += 1
                 if any(run.event == "finish" for run in of_task[task_id]):
                     self.verdict.finished += 1
-                elif gone or task_id not in seen:
+                elif gone or _awaited(task_id, of_task[task_id]) not in seen:
                     gone = True
                     self.verdict.swallowed += 1
                     what = f"{each.kind}, {place} of {len(each.ids)}, never delivered"
