@@ -228,6 +228,7 @@ class TestConnections:
         broker = RedisBroker(tmp_path / "broker", port=proxy.port)
         yield from a_site(tmp_path, broker, url="redis")
 
+    @pytest.mark.oldest
     @workers(1)
     def test_a_connection_that_breaks_in_mid_task(
         self, celery_setup: ProcessSetup, proxy: Proxy
