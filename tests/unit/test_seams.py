@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
-from billiard.pool import ApplyResult
+from billiard.pool import RUN, ApplyResult
 from celery import Celery, bootsteps, platforms, signals, states
 from celery.app import trace
 from celery.apps import worker
@@ -280,7 +280,7 @@ def test_every_step_is_told_of_the_event_loop():
 def test_a_flushed_pool_gives_up_what_it_has_not_heard_of():
     """``AsynPool.flush`` takes jobs that are not accepted out of ``_cache``, sent or not, and an
     older one also those that are; one that is put back gets its callbacks."""
-    pool = MagicMock(_state=None, synack=False, _cache={}, _active_writers=set())
+    pool = MagicMock(_state=RUN, synack=False, _cache={}, _active_writers=set())
     callback = MagicMock()
     jobs = {name: ApplyResult(pool._cache, callback) for name in ("sent", "unsent", "running")}
     jobs["sent"]._write_to = MagicMock()
