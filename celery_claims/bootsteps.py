@@ -86,6 +86,7 @@ class ClaimsWorkerStep(bootsteps.StartStopStep):
         # There is no next round of the loop for which an acknowledgement could wait. Celery 5.4
         # forgets it then, and its message would come back.
         worker.consumer.perform_pending_operations()
+        gate.loop.close()
         if self._heartbeat is not None and not keeper.desk.active():
             self._heartbeat.stop()
             keeper.store.close()

@@ -11,7 +11,6 @@ from celery import Celery
 from celery.app.task import Task
 
 from .brokers import Deliveries, open_deliveries
-from .brokers.redis_concerns import find_concerns
 from .config import PREFIX, Settings, TaskOptions, read_settings
 from .headers import Passport
 from .keeper import Keeper
@@ -131,16 +130,14 @@ class Claims:
 
     def problems(self, store: Store) -> list[str]:
         """What the store or the broker cannot keep of what is promised, each in one sentence."""
-        connection = self.app.connection_for_read()
-        problems = store.check() + check_broker(connection, self.app.conf)
-        if connection.transport.driver_type == "redis":
-            assert self.settings.keep_finished is not None
-            problems += find_concerns(
-                connection,
-                keep_finished=self.settings.keep_finished,
-                has_own_store=self.settings.url is not None,
-            )
-        return problems
+        settings = self.settings
+        assert settings.keep_finished is not None
+        return store.check() + check_broker(
+            self.app.connection_for_read(),
+            self.app.conf,
+            keep_finished=settings.keep_finished,
+            has_own_store=settings.url is not None,
+        )
 
     def options(self, name: str) -> TaskOptions | None:
         """How the task of this name is claimed; None: it is not."""

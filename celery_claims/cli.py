@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,7 +18,6 @@ from .errors import ClaimsError, StoreError
 from .parts import ask_in_parts
 from .protocol import Record
 from .stores import Page, Store, Unreadable, View
-from .stores.base import MAX_PAGE
 
 __all__ = ["claims"]
 
@@ -178,7 +178,7 @@ def _refusing() -> Iterator[None]:
         raise Refused(error) from error
 
 
-def _pages(store: Store, view: View, queue: str | None, limit: int) -> Iterator[Page]:
+def _pages(store: Store, view: View, queue: str | None, limit: int = sys.maxsize) -> Iterator[Page]:
     cursor: str | None = None
     while limit > 0:
         page = store.scan(view, queue=queue, cursor=cursor, limit=min(limit, PAGE))
@@ -193,13 +193,8 @@ def _unreadable(store: Store, queue: str | None) -> list[Unreadable]:
     """What stands where claims should; it costs a look at every claim."""
     found: dict[Unreadable, None] = {}
     for view in (View.ORPHANED, View.LIVE):
-        cursor: str | None = None
-        while True:
-            page = store.scan(view, queue=queue, cursor=cursor, limit=MAX_PAGE)
+        for page in _pages(store, view, queue):
             found.update(dict.fromkeys(page.unreadable))
-            cursor = page.cursor
-            if cursor is None:
-                break
     return list(found)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from .checks import shown
+from .checks import check_count, check_flag, shown
 from .errors import ConfigurationError
 
 __all__ = ["PREFIX", "Settings", "TaskOptions", "read_settings"]
@@ -216,10 +216,10 @@ def _check(settings: Settings, prefix: str) -> None:
         prefix,
     )
     _seconds(f"{prefix}lease", settings.lease, MIN_LEASE, MAX_LEASE)
-    _count(f"{prefix}max_deliveries", settings.max_deliveries, 1, 1_000_000)
-    _flag(f"{prefix}strict", settings.strict)
-    _flag(f"{prefix}allow_local_store", settings.allow_local_store)
-    _count(f"{prefix}max_held", settings.max_held, 0, MAX_PREFETCH // 2)
+    check_count(f"{prefix}max_deliveries", settings.max_deliveries, 1, 1_000_000)
+    check_flag(f"{prefix}strict", settings.strict)
+    check_flag(f"{prefix}allow_local_store", settings.allow_local_store)
+    check_count(f"{prefix}max_held", settings.max_held, 0, MAX_PREFETCH // 2)
     if settings.max_wait is not None:
         _seconds(f"{prefix}max_wait", settings.max_wait, 1.0, 365 * 86_400.0)
     _seconds(f"{prefix}cleanup_every", settings.cleanup_every, 1.0, 86_400.0)
@@ -259,11 +259,11 @@ def check_options(options: TaskOptions, prefix: str) -> None:
     if options.lease is not None:
         _seconds(f"{prefix}lease", options.lease, MIN_LEASE, MAX_LEASE)
     if options.strict is not None:
-        _flag(f"{prefix}strict", options.strict)
+        check_flag(f"{prefix}strict", options.strict)
     if options.keep_finished is not None:
         _seconds(f"{prefix}keep_finished", options.keep_finished, 0.0, 10 * 365 * 86_400.0)
     if options.max_deliveries is not None:
-        _count(f"{prefix}max_deliveries", options.max_deliveries, 1, 1_000_000)
+        check_count(f"{prefix}max_deliveries", options.max_deliveries, 1, 1_000_000)
     if options.max_hold is not None:
         _seconds(f"{prefix}max_hold", options.max_hold, MIN_LEASE, 365 * 86_400.0)
 
@@ -275,15 +275,3 @@ def _seconds(name: str, value: object, least: float, most: float) -> None:
         raise ConfigurationError(
             name, f"must be from {least:g} to {most:g} seconds, got {shown(value)}"
         )
-
-
-def _count(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigurationError(name, f"expected a whole number, got {shown(value)}")
-    if not least <= value <= most:
-        raise ConfigurationError(name, f"must be from {least} to {most}, got {shown(value)}")
-
-
-def _flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ConfigurationError(name, f"expected True or False, got {shown(value)}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -18,17 +17,17 @@ from celery.worker import state
 from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from .case import Action, Case, Do, Incoming, Phase
-from .checks import MAX_TOKEN, check_name
+from .case import Action, Case, Do, Phase
 from .config import TaskOptions
-from .delivered import Delivered, claim_of, fail, fields_of, set_header
-from .errors import DeliveriesExhausted, InvalidArgument
+from .delivered import Delivered, fail, set_header
+from .errors import DeliveriesExhausted
 from .events import ClaimEvent
-from .headers import HEADER, first_queue, read_identity
+from .headers import HEADER
+from .incoming import read_incoming
 from .inspection import EVENT_PREFIX, SENT, event_fields
 from .keeper import Keeper
 from .loop import Loop
-from .protocol import Delivery, Finished, Superseded, check_delivery
+from .protocol import Finished, Superseded
 from .room import FreshRoom, Room, SharedRoom
 from .seams import has_fixed_prefetch, let_go, resubscribe, stop_body
 
@@ -106,11 +105,8 @@ class Gate:
         self._closed = False
         self.loop = Loop(consumer)
         self._room: Room | None = None
-        #: The queue that the message now being received comes from; None: unknown.
-        self.queue: str | None = None
+        # The queue that the message now being received comes from; None: unknown.
         self._source: Any = None
-        #: That queue is of a fanout exchange: every worker shall run the task.
-        self.broadcast = False
         keeper.ring = self.ring
         keeper.late_end = self._late_end
         keeper.watch = self._watch
@@ -127,9 +123,7 @@ class Gate:
 
     def set_queue(self, queue: Any) -> None:
         """The next message comes from this queue."""
-        self.queue = queue.name
         self._source = queue
-        self.broadcast = queue.exchange.type == "fanout"
 
     # receiving
 
@@ -148,8 +142,10 @@ class Gate:
             delivered = Delivered(message, body, ack, reject, callbacks, strategy)
             incoming = None
             try:
-                if options is not None and not self.broadcast:
-                    incoming = self._incoming(name, message, body, options, keep_free)
+                if options is not None and not self._is_broadcast():
+                    task, source = self._consumer.app.tasks[name], self._source
+                    queue = None if source is None else source.name
+                    incoming = read_incoming(message, body, task, queue, options, keep_free)
                 if incoming is None:
                     set_header(delivered, None)
                     return strategy(message, body, ack, reject, callbacks, **kw)
@@ -163,30 +159,9 @@ class Gate:
 
         return gated
 
-    def _incoming(
-        self, name: str, message: Any, body: Any, options: TaskOptions, keep_free: float
-    ) -> Incoming | None:
-        fields, headers = fields_of(message, body), message.headers or {}
-        info = message.delivery_info or {}
-        queue = self.queue or info.get("routing_key") or self._consumer.app.conf.task_default_queue
-        try:
-            identity = read_identity(headers, fields)
-            check_name("queue", queue)
-            delivery = _delivery(message, name, queue)
-        except InvalidArgument as error:
-            logger.warning("unclaimed, for its message cannot be identified: %s: %s", name, error)
-            return None
-        return Incoming(
-            queue=first_queue({**headers, **claim_of(body)}, queue),
-            task_id=identity.task_id,
-            root_id=identity.root_id,
-            attempt=identity.attempt,
-            deaths=identity.deaths,
-            late=bool(self._consumer.app.tasks[name].acks_late),
-            options=options,
-            keep_free=keep_free,
-            delivery=delivery,
-        )
+    def _is_broadcast(self) -> bool:
+        """The queue is of a fanout exchange: every worker shall run the task."""
+        return self._source is not None and self._source.exchange.type == "fanout"
 
     # acting
 
@@ -223,6 +198,9 @@ class Gate:
                 self._gathering = True
                 self._consumer.timer.call_after(GATHER, self._gathered)
             return []
+        return self._take_questions()
+
+    def _take_questions(self) -> list[Case]:
         # A connection that was lost meanwhile took its messages with it.
         cases = [case for case in self._asking if case.phase is Phase.ASKING]
         self._asking.clear()
@@ -236,11 +214,7 @@ class Gate:
 
     def _gathered(self) -> None:
         self._gathering = False
-        if self._closed:
-            return
-        cases = [case for case in self._asking if case.phase is Phase.ASKING]
-        self._asking.clear()
-        if cases:
+        if not self._closed and (cases := self._take_questions()):
             self.perform(self._keeper.ask(cases))
             # A timer's callback: what was handed to the loop must not wait for its next event.
             self.loop.wake()
@@ -475,6 +449,10 @@ class Gate:
 
     def disconnected(self) -> None:
         """The connection is gone, and with it every message that waits."""
+        if self._room is not None:
+            # What it has yet to do is for a channel that is gone.
+            self._room.close()
+            self._room = None
         self._keeper.disconnected()
         kept = set(self._keeper.desk.active())
         for case in list(self._delivered):
@@ -503,16 +481,6 @@ def _followed(answer: Callable[..., Any], room: Room, message: Any) -> Callable[
         return answer(*args)
 
     return follow
-
-
-def _delivery(message: Any, task: str, queue: str) -> Delivery:
-    """Raises: InvalidArgument."""
-    delivery = Delivery(task=task, tag=str(message.delivery_tag), queue=queue)
-    check_delivery("delivery", delivery)
-    priority = (message.properties or {}).get("priority")
-    if isinstance(priority, int) and abs(priority) <= MAX_TOKEN:
-        delivery = replace(delivery, priority=int(priority))
-    return delivery
 
 
 def _grant(case: Case) -> str:

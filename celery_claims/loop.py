@@ -43,10 +43,12 @@ class Loop:
 
     def wake(self) -> None:
         """Let the loop go round; where it is not reached this way, it does so every two seconds."""
-        if self._writer is not None:
-            # A full buffer holds a byte that is not read yet.
-            with contextlib.suppress(BlockingIOError):
-                self._writer.send(b"!")
+        writer = self._writer
+        if writer is not None:
+            # A full buffer holds a byte that is not read yet; a closed one needs none: another
+            # thread ended the worker.
+            with contextlib.suppress(OSError):
+                writer.send(b"!")
 
     def register(self, hub: Any) -> None:
         """The loop begins, for the first time or on a new connection."""

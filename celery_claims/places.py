@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .brokers import redis_address
+from .brokers import redis_address, redis_concerns
 from .errors import ConfigurationError
 
 __all__ = [
@@ -113,14 +113,23 @@ def longest_wait(connection: Any) -> float | None:
     return AMQP_WAIT if connection.transport.driver_type == "amqp" else None
 
 
-def check_broker(connection: Any, conf: Mapping[str, Any]) -> list[str]:
-    """What keeps a worker from living with its broker's limits, each in one sentence.
+def check_broker(
+    connection: Any, conf: Mapping[str, Any], *, keep_finished: float, has_own_store: bool
+) -> list[str]:
+    """What in the settings of a broker keeps claims from what they promise, each in one sentence.
 
     Parameters:
         connection: a kombu connection, not yet connected.
         conf: the app's configuration.
+        keep_finished: ``claims_keep_finished``, in seconds.
+        has_own_store: ``claims_url`` names another place than the broker.
     """
-    if connection.transport.driver_type != "amqp" or conf.get("broker_channel_error_retry"):
+    driver = connection.transport.driver_type
+    if driver == "redis":
+        return redis_concerns.find_concerns(
+            connection, keep_finished=keep_finished, has_own_store=has_own_store
+        )
+    if driver != "amqp" or conf.get("broker_channel_error_retry"):
         return []
     problem = (
         "RabbitMQ closes the channel of a worker that leaves a message unacknowledged for longer "

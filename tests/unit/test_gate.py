@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, call
 
 import pytest
 from celery.exceptions import TaskRevokedError
@@ -17,6 +18,7 @@ from celery_claims.headers import HEADER
 from celery_claims.keeper import Keeper
 from celery_claims.protocol import ClaimAnswer, ClaimRequest
 from celery_claims.stores.memory import MemoryStore
+from kombu import Queue
 
 from tests.unit.factories import OPTIONS, incoming
 
@@ -53,10 +55,11 @@ class Burst:
         self.consumer = MagicMock()
         self.consumer.pool.num_processes = 2
         self.consumer.event_dispatcher = None
+        self.consumer.app.tasks = {"proj.add": SimpleNamespace(name="proj.add", acks_late=True)}
         if not hub:
             self.consumer.hub = None
         self.gate = Gate(self.consumer, self.keeper, lambda _: OPTIONS, lambda _: 60.0, 10)
-        self.gate.queue = "celery"
+        self.gate.set_queue(Queue("celery"))
         self.strategy = MagicMock()
         self.gated = self.gate.wrap("proj.add", self.strategy)
 
@@ -74,8 +77,8 @@ class Burst:
 
     def fire(self) -> None:
         """What the loop does once the time of a timer has come."""
-        for call in self.consumer.timer.call_after.call_args_list:
-            delay, callback = call.args
+        for made in self.consumer.timer.call_after.call_args_list:
+            delay, callback = made.args
             if delay == GATHER:
                 callback()
         self.consumer.timer.call_after.reset_mock()
@@ -200,3 +203,14 @@ def test_a_request_whose_claim_was_given_back_does_not_run(gate: Gate) -> None:
 def test_a_request_without_a_claim_is_celerys_own(gate: Gate) -> None:
     assert gate.submit(MagicMock(request_dict={})) is None
     assert gate.submit(MagicMock(request_dict={HEADER: {"queue": "first"}})) is None
+
+
+def test_what_a_room_has_yet_to_do_ends_with_its_connection() -> None:
+    """On the channel that is gone it would raise, and the worker would connect anew once more."""
+    burst = Burst()
+    burst.gate._room = room = MagicMock()
+    burst.gate.disconnected()
+    room.close.assert_called_once_with()
+    burst.receive("a")
+    assert burst.store.lookup([("celery", "a")]) != [None]
+    assert room.method_calls == [call.close()]

@@ -139,7 +139,11 @@ def test_a_delivery_is_held_for_half_of_rabbitmqs_timeout() -> None:
 
 
 def test_a_worker_that_a_closed_channel_would_end_is_a_problem() -> None:
-    (problem,) = places.check_broker(network_broker("amqp"), {})
+    def problems(driver: str, **conf: Any) -> list[str]:
+        connection = Connection(f"{driver}://broker")
+        return places.check_broker(connection, conf, keep_finished=7200.0, has_own_store=True)
+
+    (problem,) = problems("amqp")
     assert "broker_channel_error_retry = True" in problem
-    assert places.check_broker(network_broker("amqp"), {"broker_channel_error_retry": True}) == []
-    assert places.check_broker(network_broker("redis"), {}) == []
+    assert problems("amqp", broker_channel_error_retry=True) == []
+    assert problems("redis") == []

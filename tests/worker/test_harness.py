@@ -6,22 +6,26 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from billiard.pool import Pool
 from celery import Celery, shared_task
 from pytest_celery import CeleryTestSetup
 from pytest_docker_tools.exceptions import ContainerFailed
 
 from tests.process.container import ROOT, WorkerSpec
 from tests.process.gates import Gates
+from tests.process.growing import take_turns_at_the_pool
 from tests.process.journal import Journal
 from tests.process.local import LocalProcess
 from tests.process.nodes import FolderBroker
 from tests.process.redis_broker import RedisBroker
 from tests.process.setup import ProcessSetup, Site, publish_copies
-from tests.process.waiting import WaitTimeout, stays, wait_until
+from tests.process.waiting import TIMEOUT, WaitTimeout, stays, wait_until
 
 
 def is_alive(pid: int) -> bool:
@@ -294,3 +298,42 @@ def test_the_docker_option_chooses_whose_fixtures_run(
     assert all(come_from in line for line in lines)
     # A test that needs a local process is left out on Docker.
     assert ("test_a_gate" in shown) == (not option)
+
+
+def test_two_threads_take_turns_at_a_pool_that_grows() -> None:
+    """Without it the second one takes a process that is not started yet for one that is gone."""
+    take_turns_at_the_pool()
+    pool = Pool(1, threads=False)
+    starting, go_on = threading.Event(), threading.Event()
+    make = pool.WorkerProcess
+
+    def make_slowly(worker: Any) -> Any:
+        process = make(worker)
+        start = process.start
+
+        def start_late() -> None:
+            starting.set()
+            assert go_on.wait(TIMEOUT)
+            start()
+
+        process.start = start_late
+        return process
+
+    pool.WorkerProcess = make_slowly
+    try:
+        pool.grow(1)
+        with ThreadPoolExecutor(2) as threads:
+            first = threads.submit(pool._maintain_pool)
+            assert starting.wait(TIMEOUT)
+            second = threads.submit(pool._maintain_pool)
+            assert stays(lambda: not second.done(), 0.2)
+            go_on.set()
+            assert first.result(TIMEOUT) is second.result(TIMEOUT) is None
+        assert len(pool._pool) == 2
+    finally:
+        go_on.set()
+        # Its own way to end waits for threads that this pool does not have.
+        pool._terminate.cancel()
+        for process in pool._pool:
+            process.terminate()
+            process.join(TIMEOUT)

@@ -48,10 +48,6 @@ def test_every_new_child_can_claim(celery_setup: ProcessSetup) -> None:
 
 @traps({"worker_prefetch_multiplier": 4}, lease=ENDLESS)
 @pytest.mark.workers(WorkerSpec(app=TRAPS, extra=("--autoscale", "3,1"), log_level="DEBUG"))
-@pytest.mark.xfail(
-    strict=False,
-    reason="billiard's supervisor now and then fails with KeyError(None) while a pool grows",
-)
 def test_children_of_an_autoscaled_pool_can_claim(celery_setup: ProcessSetup) -> None:
     """The pool grows while tasks run."""
     setup = celery_setup

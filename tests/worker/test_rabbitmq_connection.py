@@ -39,7 +39,7 @@ RECONNECTED = "Connected to amqp"
 BEATING = "heartbeat_tick"
 
 #: Seconds until RabbitMQ closes the channel of a message that is not acknowledged.
-CONSUMER_TIMEOUT = 4
+CONSUMER_TIMEOUT = 8
 
 
 def lose_connections(setup: ProcessSetup) -> None:

@@ -13,6 +13,7 @@ from celery import Celery
 from tests.process.environment import CLAIMS_VARIABLE, CONF_VARIABLE, FOLDER_VARIABLE
 from tests.process.folder import make_folders_atomic
 from tests.process.gates import Gates
+from tests.process.growing import take_turns_at_the_pool
 from tests.process.journal import Journal
 
 
@@ -28,6 +29,7 @@ def create_app(conf: Mapping[str, Any]) -> Celery:
 
 def worker_app() -> Celery:
     """The app of a worker process, from its environment."""
+    take_turns_at_the_pool()
     app = create_app(json.loads(os.environ[CONF_VARIABLE]))
     app.set_default()
     # The plugin's own task of this name is in pytest's process only, for its import is slow.
