@@ -278,7 +278,7 @@ class Gate:
     def _hold(self, delivered: Delivered, action: Action) -> None:
         self._keeper.tell("held", delivered.case, _holder(action))
         # A killed worker's claims are known to the store; what it holds must be known as well.
-        self._keeper.wake_for_hold()
+        self._keeper.wake_to_touch()
         if not (delivered.roomy or delivered.let_go) and self._room is not None:
             delivered.roomy = self._room.hold(delivered.message)
 

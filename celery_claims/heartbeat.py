@@ -89,7 +89,8 @@ class Heartbeat:
             self._stopping = False
             self._keeper.wake_heartbeat = self._wakeup.set
             if self._touching is not None:
-                self._keeper.wake_for_hold = self._wakeup.set
+                self._keeper.wake_to_touch = self._wakeup.set
+                self._keeper.leave = self._touching.leave
             self._thread = start_thread(self._loop, "celery-claims heartbeat")
 
     def stop(self) -> None:

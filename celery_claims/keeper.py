@@ -63,8 +63,11 @@ class Keeper:
         self.ring: Callable[[], None] = lambda: None
         #: Called, from any thread, when it has something to do before its next beat.
         self.wake_heartbeat: Callable[[], None] = lambda: None
-        #: Called, on the consumer's loop, when a delivery begins to wait.
-        self.wake_for_hold: Callable[[], None] = lambda: None
+        #: Called, on the consumer's loop, when there is something that was not touched yet.
+        self.wake_to_touch: Callable[[], None] = lambda: None
+        #: Called with unanswered deliveries that go out of this worker's hands: whether the broker
+        #: will give their messages away without their claims.
+        self.leave: Callable[[list[Case]], bool] = lambda _cases: True
         #: Called, from any thread, when an end that waited is recorded, or refused.
         self.late_end: Callable[[Case, bool], None] = lambda _case, _lost: None
         #: Called, from any thread, with every event of a task.
@@ -340,7 +343,12 @@ class Keeper:
     def _give_back(self, settlements: list[tuple[Case, Settlement]]) -> None:
         if not settlements:
             return
-        # What is not given back is not lost: its lease runs out and it is taken over then.
+        # What is not given back is not lost: its lease runs out and it is taken over then. That is
+        # also how a sweep finds the message of a claim that the broker could not be told of.
+        if not self.leave([case for case, _ in settlements]):
+            for case, _ in settlements:
+                self._recorded(case)
+            return
         try:
             answers = ask_in_parts(self.store.settle, [settlement for _, settlement in settlements])
         except StoreError as error:

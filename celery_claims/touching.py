@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from .brokers import Deliveries, InHand
 from .case import Case
 from .errors import StoreError
+from .native import allocate_lock
 
 __all__ = ["Touching"]
 
@@ -18,7 +19,7 @@ class Touching:
     """The touches of one worker; its heartbeat calls it.
 
     Parameters:
-        deliveries: the broker's, for this thread alone.
+        deliveries: the broker's, for nobody else.
         every: most seconds between two touches of a message.
     """
 
@@ -29,6 +30,25 @@ class Touching:
         self._every = min(every, deliveries.touch_every)
         self._at = 0.0
         self._known: set[InHand] = set()
+        self._lock = allocate_lock()
+
+    def leave(self, cases: Iterable[Case]) -> bool:
+        """These go out of the worker's hands with their connection, or with the worker, and may
+        never have been touched: do it now, so that a sweep finds them if kombu does not put them
+        back. From any thread.
+
+        Returns:
+            False: it did not reach the broker, and only their claims tell of their messages.
+        """
+        left = {_in_hand(case) for case in cases}
+        with self._lock:
+            try:
+                self.deliveries.touch(sorted(left))
+            except StoreError as error:
+                logger.warning("the broker is not told of %d messages: %s", len(left), error)
+                return False
+            self._known |= left
+        return True
 
     def pause(self, now: float) -> float:
         """Seconds until the next touch."""
@@ -44,6 +64,10 @@ class Touching:
             how many messages were touched.
         """
         mine = {_in_hand(case) for case in cases}
+        with self._lock:
+            return self._run_once(mine, now)
+
+    def _run_once(self, mine: set[InHand], now: float) -> int:
         if now >= self._at:
             # Also after a failure, so that a broker that is down is not asked all the time.
             self._at = now + self._every

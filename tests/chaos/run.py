@@ -26,10 +26,16 @@ __all__ = ["Outcome", "run"]
 
 #: Seconds after the last fault for everything to come to rest.
 REST = 180.0
-#: An id in a log.
-_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+#: An id.
+_ID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+#: A message in a worker's hands, in its log: as the gate says it, and as Celery does. An id alone may
+#: only be one that another message names, of the body of a chord for one.
+_SEEN = re.compile(
+    rf"(?:\b(?:claimed|taken_over|held|skipped) task \S+\[({_ID})\]:|"
+    rf"\bTask \S+\[({_ID})\] received)"
+)
 #: A grant in a log: the id, and the retries of its attempt.
-_GRANT = re.compile(rf"\[({_ID.pattern})\]: token \d+, attempt \(\d+, (\d+)\)")
+_GRANT = re.compile(rf"\[({_ID})\]: token \d+, attempt \(\d+, (\d+)\)")
 
 Tell = Callable[[str], None]
 
@@ -130,7 +136,7 @@ def rest(world: World, load: Load, tell: Tell) -> None:
 
 
 def seen_in(logs: Mapping[str, str]) -> set[str]:
-    """The ids that the workers' logs name, and the later attempts that were granted."""
+    """The ids of messages that workers had, and the later attempts that were granted."""
     text = "\n".join(logs.values())
     later = {f"{task_id} attempt {retries}" for task_id, retries in _GRANT.findall(text)}
-    return {*_ID.findall(text), *later}
+    return {task_id for found in _SEEN.findall(text) for task_id in found if task_id} | later

@@ -65,7 +65,7 @@ def judge(
         runs: what ran.
         writes: what the ledger saw, in its order.
         happenings: the faults.
-        seen: ids that some worker's log names; of later attempts, with the attempt.
+        seen: ids of messages that some worker had; of later attempts, with the attempt.
         lease: seconds.
     """
     verdict = Verdict()

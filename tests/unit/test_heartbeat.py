@@ -560,7 +560,7 @@ class TestTouching:
         deliveries.touch = lambda *_: told.set()  # type: ignore[method-assign]
         touching.start()
         keeper.receive(incoming())
-        keeper.wake_for_hold()
+        keeper.wake_to_touch()
         assert told.wait(PATIENCE)
 
     def test_the_pause_is_not_longer_than_the_visibility_timeout_allows(

@@ -20,6 +20,7 @@ INTEGRATION = {
     "cli",
     "delivered",
     "gate",
+    "incoming",
     "inspection",
     "options",
     "pool",

@@ -358,6 +358,24 @@ def test_a_lost_connection_gives_back_in_one_call(
     assert keeper.desk.active() == []
 
 
+@pytest.mark.parametrize("end", ["connection", "worker"])
+def test_a_claim_whose_message_the_broker_cannot_give_away_is_kept(
+    keeper: Keeper, store: FlakyStore, events: list[ClaimEvent], end: str
+) -> None:
+    """Promise 6: given back, it would tell no sweep of the message any more."""
+    case = claimed(keeper, incoming())
+    left: list[list[Case]] = []
+    keeper.leave = lambda cases: bool(left.append(cases))
+    if end == "connection":
+        keeper.disconnected()
+    else:
+        keeper.closing(lambda _: False)
+    assert left == [[case]]
+    assert record(store).state is State.CLAIMED
+    assert names(events) == []
+    assert keeper.desk.active() == []
+
+
 def test_nothing_to_give_back_is_no_call(keeper: Keeper, store: FlakyStore) -> None:
     keeper.disconnected()
     keeper.closing(lambda _: False)

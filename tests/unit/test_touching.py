@@ -78,3 +78,26 @@ def test_the_shorter_of_two_times_counts(deliveries: FakeDeliveries) -> None:
     touching.run_once([], 0.0)
     assert touching.pause(0.1) == pytest.approx(0.4)
     assert touching.pause(9.0) == 0.0
+
+
+def test_what_goes_out_of_hand_is_touched_at_once_and_then_told_as_gone(
+    touching: Touching, deliveries: FakeDeliveries
+) -> None:
+    """Promise 6: it may have been claimed since the last touch, and kombu may not put it back."""
+    touching.run_once([case("a")], 0.0)
+    assert touching.leave([case("b")])
+    touching.run_once([case("a")], 10.0)
+    touching.run_once([case("a")], 20.0)
+    assert deliveries.touches[1:] == [
+        ([in_hand("b")], []),
+        ([in_hand("a")], [in_hand("b")]),
+        ([in_hand("a")], []),
+    ]
+
+
+def test_what_the_broker_cannot_be_told_of_is_left_to_its_claim(
+    touching: Touching, deliveries: FakeDeliveries, caplog: pytest.LogCaptureFixture
+) -> None:
+    deliveries.up = False
+    assert not touching.leave([case("a"), case("b")])
+    assert "2 messages" in caplog.text

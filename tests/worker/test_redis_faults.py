@@ -314,6 +314,43 @@ class TestServers:
         assert setup.app.signature("traps.late").apply_async().get(timeout=30)
 
 
+class TestBrokerAlone:
+    """The claims are elsewhere, so that they do not go with the broker."""
+
+    @pytest.fixture
+    def server(self) -> Iterator[RedisServer]:
+        with RedisServer("--appendonly", "yes", "--appendfsync", "always") as server:
+            yield server
+
+    @pytest.fixture
+    def site(self, tmp_path: Path, server: RedisServer) -> Iterator[Site]:
+        broker = RedisBroker(tmp_path / "broker", server)
+        conf = {"worker_prefetch_multiplier": 4}
+        yield from a_site(tmp_path, broker, conf, url="redis", lease=6.0)
+
+    @workers(1)
+    def test_what_was_claimed_since_the_last_touch_comes_back(
+        self, celery_setup: ProcessSetup, server: RedisServer
+    ) -> None:
+        """Kombu cannot put it back: it fails while it connects anew, and the worker ends."""
+        setup, first = celery_setup, celery_setup.worker
+        running = setup.app.signature("traps.late", ("end",)).apply_async()
+        setup.journal.wait_for_runs(running.id)
+        (tag,) = in_hand(redis_of(setup), running.id)
+        before = server.ask("ZSCORE", "unacked_index", tag)
+        wait_until(lambda: server.ask("ZSCORE", "unacked_index", tag) != before, what="a touch")
+        reserved = setup.app.signature("traps.late").apply_async()
+        wait_for_events(first, "claimed", reserved.id)
+        server.kill()
+        setup.gates.open("end")
+        assert first.container.has_exited()
+        server.start()
+        second = setup.start_worker(log_level="DEBUG")
+        assert reserved.get(timeout=60)[0] in second.children()
+        wait_for_nothing(redis_of(setup))
+        assert len(setup.journal.runs(running.id)) == len(setup.journal.runs(reserved.id)) == 1
+
+
 def is_master(server: RedisServer) -> bool:
     try:
         return bool(server.ask("ROLE")[0] == b"master")
