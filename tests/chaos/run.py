@@ -28,8 +28,8 @@ __all__ = ["Outcome", "run"]
 REST = 180.0
 #: An id.
 _ID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-#: A message in a worker's hands, in its log: as the gate says it, and as Celery does. An id alone may
-#: only be one that another message names, of the body of a chord for one.
+#: A message in a worker's hands, in its log: as the gate says it, and as Celery does. An id alone
+#: may only be one that another message names, of the body of a chord for one.
 _SEEN = re.compile(
     rf"(?:\b(?:claimed|taken_over|held|skipped) task \S+\[({_ID})\]:|"
     rf"\bTask \S+\[({_ID})\] received)"
