@@ -45,6 +45,9 @@ class ClaimsWorkerStep(bootsteps.StartStopStep):
             worker.app.log.get_default_logger("celery_claims").warning(problem)
         store, deliveries = claims.open_store(), claims.open_deliveries()
         lease = claims.shortest_lease()
+        touching = None
+        if deliveries is not None and claims.deliveries is not None:
+            touching = Touching(deliveries, claims.deliveries, lease / BEATS_PER_LEASE)
 
         def act(actions: list[Action]) -> None:
             consumer = worker.consumer
@@ -58,7 +61,7 @@ class ClaimsWorkerStep(bootsteps.StartStopStep):
             keeper,
             store,
             shortest_lease=lease,
-            touching=Touching(deliveries, lease / BEATS_PER_LEASE) if deliveries else None,
+            touching=touching,
             sweeper=claims.sweeper(store, deliveries),
             sweep_every=claims.settings.cleanup_every,
             act=act,

@@ -102,7 +102,7 @@ class Heartbeat:
             self._thread = None
         self._store.close()
         if self._touching is not None:
-            self._touching.deliveries.close()
+            self._touching.close()
 
     def _loop(self) -> None:
         while not self._stopping:

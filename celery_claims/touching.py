@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterable
 
 from .brokers import Deliveries, InHand
 from .case import Case
 from .errors import StoreError
-from .native import allocate_lock
 
 __all__ = ["Touching"]
 
@@ -19,36 +19,43 @@ class Touching:
     """The touches of one worker; its heartbeat calls it.
 
     Parameters:
-        deliveries: the broker's, for nobody else.
+        deliveries: the broker's, for the heartbeat's thread alone.
+        leaving: the same for the consumer's: with gevent a connection belongs to its thread.
         every: most seconds between two touches of a message.
     """
 
-    def __init__(self, deliveries: Deliveries, every: float) -> None:
+    def __init__(self, deliveries: Deliveries, leaving: Deliveries, every: float) -> None:
         self.deliveries = deliveries
+        self.leaving = leaving
         #: the last touch did not reach the broker
         self.failed = False
         self._every = min(every, deliveries.touch_every)
         self._at = 0.0
         self._known: set[InHand] = set()
-        self._lock = allocate_lock()
+        # From one thread to the other.
+        self._left: deque[InHand] = deque()
 
     def leave(self, cases: Iterable[Case]) -> bool:
         """These go out of the worker's hands with their connection, or with the worker, and may
         never have been touched: do it now, so that a sweep finds them if kombu does not put them
-        back. From any thread.
+        back. On the consumer's thread.
 
         Returns:
             False: it did not reach the broker, and only their claims tell of their messages.
         """
         left = {_in_hand(case) for case in cases}
-        with self._lock:
-            try:
-                self.deliveries.touch(sorted(left))
-            except StoreError as error:
-                logger.warning("the broker is not told of %d messages: %s", len(left), error)
-                return False
-            self._known |= left
+        try:
+            self.leaving.touch(sorted(left))
+        except StoreError as error:
+            logger.warning("the broker is not told of %d messages: %s", len(left), error)
+            return False
+        self._left.extend(left)
         return True
+
+    def close(self) -> None:
+        """Close the connections. Idempotent."""
+        self.deliveries.close()
+        self.leaving.close()
 
     def pause(self, now: float) -> float:
         """Seconds until the next touch."""
@@ -64,10 +71,8 @@ class Touching:
             how many messages were touched.
         """
         mine = {_in_hand(case) for case in cases}
-        with self._lock:
-            return self._run_once(mine, now)
-
-    def _run_once(self, mine: set[InHand], now: float) -> int:
+        while self._left:
+            self._known.add(self._left.popleft())
         if now >= self._at:
             # Also after a failure, so that a broker that is down is not asked all the time.
             self._at = now + self._every

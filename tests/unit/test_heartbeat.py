@@ -505,7 +505,7 @@ class TestTouching:
 
     @pytest.fixture
     def touching(self, make: Make, deliveries: FakeDeliveries) -> Heartbeat:
-        return make(touching=Touching(deliveries, LEASE / 3))
+        return make(touching=Touching(deliveries, FakeDeliveries(), LEASE / 3))
 
     def test_whatever_is_in_the_workers_hands_is_touched(
         self, touching: Heartbeat, keeper: Keeper, deliveries: FakeDeliveries
@@ -567,7 +567,7 @@ class TestTouching:
         self, make: Make, deliveries: FakeDeliveries
     ) -> None:
         deliveries.touch_every = 0.5
-        beating = make(touching=Touching(deliveries, LEASE / 3))
+        beating = make(touching=Touching(deliveries, FakeDeliveries(), LEASE / 3))
         beating.run_once()
         assert beating._pause() <= 0.5
 
