@@ -62,10 +62,15 @@ def _number(field: str, value: object) -> int:
 
 
 def _deaths(x_death: object) -> int:
-    """How often RabbitMQ dead-lettered the message: the counts of every queue and reason."""
+    """How often the message was rejected to a dead-letter exchange, in all queues.
+
+    Other deaths say nothing of an end: a message that waits at RabbitMQ for its ETA, or for a
+    retry, expires in one queue after the other.
+    """
     if not isinstance(x_death, (list, tuple)):
         return 0
-    counts = (death.get("count") for death in x_death if isinstance(death, Mapping))
+    deaths = (death for death in x_death if isinstance(death, Mapping))
+    counts = (death.get("count") for death in deaths if death.get("reason") == "rejected")
     return min(sum(n for n in counts if isinstance(n, int) and n > 0), MAX_TOKEN)
 
 

@@ -154,7 +154,7 @@ class ClaimToken:
         created_at, expires_at: milliseconds of the store's clock.
         grant_id: the delivery that it was granted to.
         root_id: the run.
-        deaths: how often the broker dead-lettered the message before this delivery.
+        deaths: how often the message was rejected to a dead-letter exchange before this delivery.
         delivery: where the message came from.
     """
 
@@ -185,7 +185,7 @@ class ClaimRequest:
 
     Parameters:
         queue, task_id, owner, lease_ms, grant_id, root_id, attempt: see ``ClaimToken``.
-        deaths: how often the broker dead-lettered the message (``x-death``).
+        deaths: how often the message was rejected to a dead-letter exchange (``x-death``).
         max_deliveries: how many started runs of this attempt may die before it is exhausted.
         delivery: kept for the sweeper.
     """

@@ -14,7 +14,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "normal"))
 
 MARKERS = (
     "docker: asks only what every setup of pytest-celery has; with --docker only these run",
-    "brokers(*kinds): run once for each of these embedded brokers",
+    "brokers(*kinds): run once for each of these brokers",
+    "backends(*kinds): run once for each of these result backends",
     "site(app, conf, claims): the folder, settings and app of a test with real workers",
     "oldest: also run by `make test` on the oldest Celery that is supported",
     "workers(count, **spec): the workers that the test starts with",

@@ -8,7 +8,9 @@ left as they are. What a test says of its surroundings:
 ``@pytest.mark.workers(2, pool="prefork", concurrency=2)``
     how many workers, and the fields of their ``WorkerSpec``; or the specs themselves;
 ``@pytest.mark.brokers("folder", "redis")``
-    run once on each of these brokers; ``folder`` if nothing is said.
+    run once on each of these brokers; ``folder`` if nothing is said;
+``@pytest.mark.backends("redis", "rpc")``
+    run once with each of these result backends; what is usual beside the broker if nothing is said.
 """
 
 from __future__ import annotations
@@ -21,14 +23,19 @@ import pytest
 from celery import Celery
 from celery.contrib.pytest import celery_worker  # noqa: F401 - in-process, as Celery has it
 from celery.contrib.testing.app import setup_default_app
-from pytest_celery import CeleryBackendCluster, CeleryBrokerCluster, CeleryWorkerCluster
+from pytest_celery import (
+    CeleryBackendCluster,
+    CeleryBrokerCluster,
+    CeleryTestBackend,
+    CeleryWorkerCluster,
+)
 
 from tests.worker.apps import create_app
 
 from .container import WorkerSpec
 from .gates import Gates
 from .journal import Journal
-from .nodes import FolderBackend, SiteBroker
+from .nodes import SiteBroker
 from .setup import ProcessSetup, Site
 
 #: How much of a process's log a failed test shows, in characters.
@@ -36,9 +43,10 @@ LOG_TAIL = 10_000
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    mark = metafunc.definition.get_closest_marker("brokers")
-    if mark is not None:
-        metafunc.parametrize("broker_kind", mark.args)
+    for marker, argument in (("brokers", "broker_kind"), ("backends", "backend_kind")):
+        mark = metafunc.definition.get_closest_marker(marker)
+        if mark is not None:
+            metafunc.parametrize(argument, mark.args)
 
 
 @pytest.fixture
@@ -48,10 +56,19 @@ def broker_kind() -> str:
 
 
 @pytest.fixture
-def site(request: pytest.FixtureRequest, tmp_path: Path, broker_kind: str) -> Iterator[Site]:
+def backend_kind() -> str | None:
+    """One of ``setup.BACKENDS``; None: what is usual beside the broker."""
+    return None
+
+
+@pytest.fixture
+def site(
+    request: pytest.FixtureRequest, tmp_path: Path, broker_kind: str, backend_kind: str | None
+) -> Iterator[Site]:
     """The test's folder, and the processes that it starts; all end with the test."""
     mark = request.node.get_closest_marker("site")
-    site = Site(tmp_path, broker=broker_kind, **(mark.kwargs if mark else {}))
+    fields = {"broker": broker_kind, "backend": backend_kind, **(mark.kwargs if mark else {})}
+    site = Site(tmp_path, **fields)
     yield site
     site.teardown()
 
@@ -90,12 +107,12 @@ def celery_broker_cluster(celery_broker: SiteBroker) -> CeleryBrokerCluster:
 
 
 @pytest.fixture
-def celery_backend(site: Site) -> FolderBackend:
+def celery_backend(site: Site) -> CeleryTestBackend:
     return site.backend
 
 
 @pytest.fixture
-def celery_backend_cluster(celery_backend: FolderBackend) -> CeleryBackendCluster:
+def celery_backend_cluster(celery_backend: CeleryTestBackend) -> CeleryBackendCluster:
     return CeleryBackendCluster(celery_backend)
 
 

@@ -87,6 +87,9 @@ class SiteBroker(CeleryTestBroker):
         container: answers to ``celeryconfig`` with ``url`` and ``transport_options``.
     """
 
+    #: one of ``setup.BACKENDS``: where results go that a site says nothing of
+    usual_backend = "folder"
+
     @property
     def options(self) -> dict[str, Any]:
         """``broker_transport_options``; what is changed here is what ``settings`` says."""

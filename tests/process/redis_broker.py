@@ -50,6 +50,7 @@ class RedisBroker(SiteBroker):
     """
 
     container: FolderContainer
+    usual_backend = "redis"
 
     def __init__(
         self,

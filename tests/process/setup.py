@@ -17,6 +17,7 @@ from kombu.utils import symbol_by_name
 from pytest_celery import (
     CeleryBackendCluster,
     CeleryBrokerCluster,
+    CeleryTestBackend,
     CeleryTestSetup,
     CeleryWorkerCluster,
 )
@@ -25,7 +26,7 @@ from .container import BeatProcess, WorkerProcess, WorkerSpec
 from .environment import CLAIMS_VARIABLE, CONF_VARIABLE, FOLDER_VARIABLE
 from .gates import Gates
 from .journal import Journal
-from .nodes import FolderBackend, ProcessWorker, SiteBroker
+from .nodes import ProcessWorker, SiteBroker
 from .places import store_url
 from .waiting import TIMEOUT, wait_until
 
@@ -35,6 +36,13 @@ BROKERS: Mapping[str, str] = {
     "rabbitmq": "tests.process.rabbit_broker:RabbitBroker",
     "redis": "tests.process.redis_broker:RedisBroker",
     "sqlite": "tests.process.nodes:SQLiteBroker",
+}
+
+#: Result backends of a site by name.
+BACKENDS: Mapping[str, str] = {
+    "folder": "tests.process.nodes:FolderBackend",
+    "redis": "tests.process.result_nodes:RedisBackend",
+    "rpc": "tests.process.result_nodes:RpcBackend",
 }
 
 
@@ -48,6 +56,7 @@ class Site:
             be ``redis``, ``postgresql`` or ``sqlite`` for a store of the site's own.
         app: the module that workers run unless their ``WorkerSpec`` is given another.
         broker: one of ``BROKERS``, or a broker that is there already.
+        backend: one of ``BACKENDS``; what is usual beside the broker if not given.
     """
 
     def __init__(
@@ -58,13 +67,15 @@ class Site:
         claims: Mapping[str, Any] | None = None,
         app: str = WorkerSpec.app,
         broker: str | SiteBroker = "folder",
+        backend: str | None = None,
     ) -> None:
         self.folder = folder
         self.app_module = app
         if isinstance(broker, str):
             broker = symbol_by_name(BROKERS[broker])(folder / "broker")
         self.broker: SiteBroker = broker
-        self.backend = FolderBackend(folder / "results")
+        backend_class = symbol_by_name(BACKENDS[backend or broker.usual_backend])
+        self.backend: CeleryTestBackend = backend_class(folder / "results")
         self.journal = Journal(folder / "journal.jsonl")
         self.gates = Gates(folder / "gates")
         self.claims = {**self.broker.claims, **(claims or {})}

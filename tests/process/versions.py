@@ -15,6 +15,7 @@ __all__ = [
     "CELERY",
     "COLD_SHUTDOWN_AT_ONCE",
     "CREDENTIAL_PROVIDERS",
+    "DELAYED_DELIVERY",
     "FINDS_STORED_SUCCESS",
     "KEEPS_RUNNING_JOBS",
     "KOMBU",
@@ -42,6 +43,9 @@ ACKS_AT_ONCE = CELERY >= (5, 7)
 #: A cold shutdown begins in the signal's handler. Before, it began in the next round of the loop,
 #: which waits for the body where it runs in the loop (solo) or where the pool is full.
 COLD_SHUTDOWN_AT_ONCE = CELERY >= (5, 5)
+
+#: With quorum queues, what is to be done later waits at RabbitMQ and not in a worker.
+DELAYED_DELIVERY = CELERY >= (5, 5)
 
 #: ``Request.cancel`` has ``emit_retry``.
 CANCELS_SILENTLY = CELERY >= (5, 6)

@@ -220,7 +220,18 @@ def test_a_forged_claim_is_worth_nothing(forged: Any) -> None:
 
 @pytest.mark.parametrize(
     "deaths",
-    ["x", 5, {}, [5], [{"count": "3"}], [{"count": -3}], [{"count": 2**80}], [None], [[{}]]],
+    [
+        "x",
+        5,
+        {},
+        [5],
+        [{"reason": "rejected", "count": "3"}],
+        [{"reason": "rejected", "count": -3}],
+        [{"reason": "rejected", "count": 2**80}],
+        [{"reason": []}],
+        [None],
+        [[{}]],
+    ],
 )
 def test_deaths_of_another_shape_are_none_or_many(deaths: Any) -> None:
     desk = Desk()

@@ -66,7 +66,7 @@ def test_protocol_2_has_the_identity_in_its_headers() -> None:
 
 def test_protocol_1_has_it_in_its_body_and_deaths_in_its_headers() -> None:
     body = {"task": "proj.add", "id": "id-1", "args": [], "kwargs": {}, "retries": 3}
-    headers = {"x-death": [{"count": 2}]}
+    headers = {"x-death": [{"count": 2, "reason": "rejected"}]}
     assert read_identity(headers, body) == Identity("id-1", "id-1", Attempt(0, 3), 2)
 
 
@@ -113,15 +113,17 @@ def test_a_missing_id_is_named() -> None:
         (None, 0),
         ([], 0),
         ([{"count": 1, "reason": "rejected"}], 1),
-        ([{"count": 2}, {"count": 3}], 5),
-        (({"count": 4},), 4),
-        ([{"count": -4}, {"count": "7"}, {"count": 1.5}, {}, None, 9], 0),
+        ([{"count": 2, "reason": "rejected"}, {"count": 3, "reason": "rejected"}], 5),
+        (({"count": 4, "reason": "rejected"},), 4),
+        ([{"count": count, "reason": "rejected"} for count in (-4, "7", 1.5)], 0),
+        ([{"count": 1, "reason": "expired"}, {"count": 1, "reason": "delivery_limit"}], 0),
+        ([{"count": 1}, {"reason": "rejected"}, {}, None, 9], 0),
         ("x-death", 0),
         ({"count": 3}, 0),
     ],
 )
-def test_deaths_are_the_counts_of_every_queue(x_death: object, deaths: int) -> None:
-    """Trap 3: only a delivery with a newer death runs again after a rejection."""
+def test_deaths_are_the_rejections_of_every_queue(x_death: object, deaths: int) -> None:
+    """Trap 3: only a delivery that was rejected since runs again after a rejection."""
     headers = protocol_2(**{"x-death": x_death})
     assert read_identity(headers, headers).deaths == deaths
 
@@ -129,7 +131,9 @@ def test_deaths_are_the_counts_of_every_queue(x_death: object, deaths: int) -> N
 numbers = st.integers(-1, 3) | st.sampled_from([MAX_TOKEN, MAX_TOKEN + 1, 2**63, True, 1.0])
 texts = st.text(max_size=5)
 hostile = numbers | texts | st.none() | st.binary(max_size=3) | st.lists(numbers, max_size=2)
-deaths = st.lists(st.fixed_dictionaries({"count": numbers}), max_size=3)
+deaths = st.lists(
+    st.fixed_dictionaries({"count": numbers, "reason": st.just("rejected") | texts}), max_size=3
+)
 
 
 @given(
@@ -144,7 +148,7 @@ deaths = st.lists(st.fixed_dictionaries({"count": numbers}), max_size=3)
     )
 )
 @example({"id": "id-1", "retries": 2**60})
-@example({"id": "id-1", "x-death": [{"count": 2**60}]})
+@example({"id": "id-1", "x-death": [{"count": 2**60, "reason": "rejected"}]})
 @example({"id": "id-1", "x-death": [{"count": MAX_TOKEN}, {"count": 1}]})
 def test_what_is_read_can_be_claimed(fields: dict[str, Any]) -> None:
     """Trap 11: whatever a producer sends is refused here, or the store can be asked for it.

@@ -18,7 +18,7 @@ from tests.process.rabbit_server import RabbitServer, shared_server
 from tests.process.setup import ProcessSetup, Site, publish_copies
 from tests.process.waiting import stays, wait_until
 
-from .rabbits import AMQP, on_rabbitmq
+from .rabbits import AMQP, RECONNECTED, lose_connections, on_rabbitmq
 from .steps import (
     ENDLESS,
     LEASE,
@@ -33,30 +33,8 @@ from .steps import (
     workers,
 )
 
-RECONNECTED = "Connected to amqp"
-#: The loop goes round. Celery does not notice a connection that is lost in the tenth of a second
-#: before, in which it reads what is there already.
-BEATING = "heartbeat_tick"
-
 #: Seconds until RabbitMQ closes the channel of a message that is not acknowledged.
 CONSUMER_TIMEOUT = 8
-
-
-def lose_connections(setup: ProcessSetup) -> None:
-    """Close the connections of all workers, and wait until they have others."""
-    # A worker that has only just connected does not hear of the end of its connection.
-    wait_until_all_beat(setup)
-    before = setup.count_in_logs(RECONNECTED)
-    broker = setup.site.broker
-    assert isinstance(broker, RabbitBroker)
-    broker.host.close_connections()
-    setup.wait_for_log(RECONNECTED, before + len(setup.workers))
-    wait_until_all_beat(setup)
-
-
-def wait_until_all_beat(setup: ProcessSetup) -> None:
-    for worker in setup.workers:
-        wait_until(lambda w=worker: BEATING in w.logs().rpartition(RECONNECTED)[2], what=BEATING)
 
 
 # lost connections

@@ -78,6 +78,8 @@ def retrying(self: Task, times: int, **options: Any) -> int:
     with journal().run(self.request):
         headers = dict(self.request.headers or {})
         headers.pop("celery_claims", None)
+        # RabbitMQ's own, with times that are no JSON.
+        headers.pop("x-death", None)
         note(self, headers=headers)
         if self.request.retries < times:
             raise self.retry(**{"countdown": 0, **options})

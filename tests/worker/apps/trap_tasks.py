@@ -6,11 +6,13 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from celery import Task, shared_task
-from celery.backends.filesystem import FilesystemBackend
+from celery.backends.base import Backend
+from celery.backends.rpc import RPCBackend
 from celery.worker.control import inspect_command
 from celery_claims import claimed, current_claim
 from celery_claims.claims import installed
@@ -151,15 +153,18 @@ _questions: Counter[str] = Counter()
 
 def note_results() -> None:
     """Tell the journal of every result that reaches the backend, and of its process."""
-    store = FilesystemBackend.store_result
+    for backend in (Backend, RPCBackend):
+        backend.store_result = _noting(backend.store_result)
 
+
+def _noting(store: Callable[..., Any]) -> Callable[..., Any]:
     def store_result(
         self: Any, task_id: str, result: Any, state: str, *args: Any, **kw: Any
     ) -> Any:
         journal().write("stored", of=task_id, state=state)
         return store(self, task_id, result, state, *args, **kw)
 
-    FilesystemBackend.store_result = store_result
+    return store_result
 
 
 def crash_once() -> None:
