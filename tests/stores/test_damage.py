@@ -225,3 +225,27 @@ def test_postgres_with_anything_in_a_column(column: str, number: int, text: byte
         change = f"UPDATE {harness.schema}.claims SET {column} = {value} WHERE task_id = 't1'"
         harness.server.execute(change)
         hold_to_the_promises(store, token, harness.advance)
+
+
+@pytest.mark.parametrize("token", [2**63 - 1, 2**53 - 1, 0, -1])
+def test_postgres_with_a_settled_row_whose_token_is_none(token: int) -> None:
+    """It is told of and stays; the others are forgotten, and its shard has tokens left."""
+    harness = PostgresHarness()
+    with opened(harness) as store:
+        settled = [
+            Settlement(answer.token, Outcome.SUCCESS, LEASE)
+            for answer in store.claim([request(f"t{number}") for number in range(3)])
+            if isinstance(answer, Success)
+        ]
+        store.settle(settled)
+        change = f"UPDATE {harness.schema}.claims SET token = {token} WHERE task_id = 't1'"
+        harness.server.execute(change)
+        harness.advance(LEASE + 1000)
+        store.expire([], keep_ms=LEASE)
+        page = store.scan(View.ALL)
+        assert page.records == ()
+        (unreadable,) = page.unreadable
+        assert "token" in unreadable.problem
+        harness.server.execute(unreadable.removal)
+        answers = store.claim([request(f"t{number}") for number in range(3)])
+        assert all(isinstance(answer, Success) for answer in answers)

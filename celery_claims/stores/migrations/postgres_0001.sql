@@ -533,6 +533,9 @@ BEGIN
     WITH due AS (
         SELECT c.key FROM @claims c
         WHERE c.state <> 'claimed' AND c.forget_at <= now_ms
+            -- A token that nobody was granted stays where it is: the shard's high-water would
+            -- follow it, and there would be no token left for anybody.
+            AND c.token BETWEEN 1 AND 9007199254740990
         ORDER BY c.forget_at LIMIT most
         -- Nobody is waited for: what is locked is about to change, or forgotten by another.
         FOR UPDATE SKIP LOCKED
