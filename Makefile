@@ -13,6 +13,8 @@ TESTS ?=
 FUZZ_SECONDS ?= 60
 #: Arguments of a chaos run, e.g. make chaos CHAOS="--seconds 600 --seed 7"
 CHAOS ?=
+#: Arguments of a soak, e.g. make soak SOAK="--minutes 60 --broker redis --store redis"
+SOAK ?=
 #: Arguments of the benchmarks.
 BENCH ?=
 #: What the proof takes, e.g. make proof PROOF="--store redis --operations 10000 --seed 7"
@@ -31,7 +33,7 @@ SERVERS := redis-server postgresql pgbouncer rabbitmq-server spin gcc libc6-dev
 APT := env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-versions proof chaos chaos-peers lint format fuzz bench bench-quick numbers docs servers clean
+.PHONY: help demo test test-oldest test-versions proof chaos chaos-peers soak lint format fuzz bench bench-quick numbers docs servers clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -60,7 +62,10 @@ chaos: servers $(VENV)/.dev  ## Kill, freeze and cut off real workers, and count
 	$(BIN)/python -m tests.chaos --broker rabbitmq --store postgresql $(CHAOS)
 
 chaos-peers: servers $(VENV)/.peers  ## The same without claims, and with packages that lock, in one table
-	$(BIN)/python -m tests.chaos --all $(CHAOS)
+	$(BIN)/python -m tests.chaos --all --rest 60 $(CHAOS)
+
+soak: servers $(VENV)/.dev  ## Keep workers busy for an hour, and see whether anything grows
+	$(BIN)/python -m tests.soak $(SOAK)
 
 lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .

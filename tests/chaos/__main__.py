@@ -29,6 +29,7 @@ PROTECTIONS = ("claims", "bare", "once", "singleton", "heimdall")
 @click.option("--workers", type=int, default=3, show_default=True)
 @click.option("--rate", type=float, default=8.0, show_default=True, help="Sent in a second.")
 @click.option("--pause", type=float, default=3.0, show_default=True, help="Between faults.")
+@click.option("--rest", type=float, default=180.0, show_default=True, help="At most, to end.")
 @click.option("--seed", type=int, help="Decides all; a random one if not given.")
 @click.option("--protection", type=click.Choice(PROTECTIONS), default="claims")
 @click.option("--all", "compared", is_flag=True, help="Each protection in turn, in one table.")
@@ -85,7 +86,7 @@ def compare(plan: Plan, console: Console) -> None:
 
 
 #: Options that every run of a comparison shares.
-SHARED = ("broker", "store", "seconds", "workers", "rate", "pause", "seed")
+SHARED = ("broker", "store", "seconds", "workers", "rate", "pause", "rest", "seed")
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -108,7 +109,8 @@ def table(found: dict[str, dict[str, Any]]) -> Table:
         shown.add_row(title, *(str(each[name]) for each in found.values()))
     for name, title in (("repeated", "run again"), ("overlaps", "run at once")):
         for why in sorted({why for each in found.values() for why in each[name]}):
-            shown.add_row(f"{title}: {why}", *(str(e[name].get(why, 0)) for e in found.values()))
+            told = "nothing explains it" if why == "nothing" else why
+            shown.add_row(f"{title}: {told}", *(str(e[name].get(why, 0)) for e in found.values()))
     kills = [sum(n for what, n in e["faults"].items() if "kill" in what) for e in found.values()]
     shown.add_row("SIGKILLs", *map(str, kills))
     return shown
@@ -118,8 +120,9 @@ def table(found: dict[str, dict[str, Any]]) -> Table:
 ROWS = {
     "sent": "tasks sent",
     "finished": "finished",
-    "swallowed": "never delivered by the broker",
-    "lost": "lost",
+    "swallowed": "never delivered",
+    "swallowed_retries": "of these, a retry and what follows it",
+    "lost": "delivered, and not finished",
     "stale_tried": "stale writes tried",
     "stale_refused": "stale writes refused",
     "stale_accepted": "stale writes accepted",

@@ -24,8 +24,6 @@ from .world import Plan, World, made
 
 __all__ = ["Outcome", "run"]
 
-#: Seconds after the last fault for everything to come to rest.
-REST = 180.0
 #: An id.
 _ID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 #: A message in a worker's hands, in its log: as the gate says it, and as Celery does. An id alone
@@ -128,7 +126,7 @@ def rest(world: World, load: Load, tell: Tell) -> None:
         return wanted - {run.task_id for run in world.site.journal.runs() if run.event == "finish"}
 
     try:
-        wait_until(lambda: not left(), REST, interval=0.5)
+        wait_until(lambda: not left(), world.plan.rest, interval=0.5)
     except WaitTimeout:
         tell(f"{len(left())} tasks have not ended")
     # A run that should not be would begin now.

@@ -6,8 +6,10 @@ import pytest
 
 from tests.process.journal import Run
 
+from .__main__ import ROWS, as_json, table
 from .ledger import Write
 from .load import Sent
+from .run import Outcome
 from .verdict import Verdict, judge
 from .world import Happening
 
@@ -48,11 +50,13 @@ def test_a_task_that_a_worker_saw_and_that_never_ended_is_lost() -> None:
 def test_a_task_that_no_worker_saw_is_the_brokers() -> None:
     verdict = judged(seen=False)
     assert (verdict.swallowed, verdict.lost, verdict.violations) == (1, 0, [])
+    assert verdict.swallowed_retries == 0
 
 
 def test_a_retry_that_no_worker_saw_is_the_brokers() -> None:
     """The id alone is no sign of it: the attempt before has the same."""
-    assert judged(ran(1, 2, "Retry")).swallowed == 1
+    verdict = judged(ran(1, 2, "Retry"))
+    assert (verdict.swallowed, verdict.swallowed_retries) == (1, 1)
 
 
 def test_what_may_not_have_been_sent_is_not_missed() -> None:
@@ -110,3 +114,23 @@ def test_a_stale_write_is_a_violation_only_if_it_was_taken() -> None:
     taken = judged(*runs, faults=faults, writes=(newer, Write("a", 7, 1.0, True)))
     assert taken.stale_accepted == 1
     assert any("a stale write was taken" in each for each in taken.violations)
+
+
+def test_a_comparison_has_a_column_for_each_and_nothing_in_the_wrong_one() -> None:
+    """A reason that only one run has counts nothing in the others."""
+    one = judged(ran(1, 2, "died"), ran(6, 7, pid=2), faults=(killed(1, 2),))
+    other = judged(ran(1, 9), ran(2, 8, pid=2))
+    faults = {"kill a worker": 2, "kill a child": 1, "freeze a worker": 4}
+    found = {
+        "claims": as_json(Outcome(one, faults, {})),
+        "bare": as_json(Outcome(other, {}, {})),
+    }
+    shown = table(found)
+    columns = [list(column.cells) for column in shown.columns]
+    assert [str(column.header) for column in shown.columns] == ["", "claims", "bare"]
+    rows = {name: (mine, theirs) for name, mine, theirs in zip(*columns, strict=True)}
+    assert rows[ROWS["sent"]] == rows[ROWS["finished"]] == ("1", "1")
+    assert rows["run again: killed"] == ("1", "0")
+    assert rows["run again: it had ended"] == ("0", "1")
+    assert rows["run at once: nothing explains it"] == ("0", "1")
+    assert rows["SIGKILLs"] == ("3", "0")

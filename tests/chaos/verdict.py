@@ -28,7 +28,10 @@ class Verdict:
     Parameters:
         sent: tasks that were sent for sure, each of a chain or chord counted.
         finished: those of them that ran to their end.
-        swallowed: those that no worker ever saw: the broker lost them on the way.
+        swallowed: those that no worker ever saw: the broker lost them on the way, or what protects
+            them did not let them be sent.
+        swallowed_retries: those of them that had been run, and whose retry nobody saw, with what
+            follows them.
         lost: those that a worker saw, and that never ended.
         repeated: runs of an attempt beyond its first, by why there was another.
         overlaps: runs beside another one of the same task, by what explains it.
@@ -40,6 +43,7 @@ class Verdict:
     sent: int = 0
     finished: int = 0
     swallowed: int = 0
+    swallowed_retries: int = 0
     lost: int = 0
     repeated: Counter[str] = field(default_factory=Counter)
     overlaps: Counter[str] = field(default_factory=Counter)
@@ -98,14 +102,16 @@ class _Trial:
     ) -> None:
         for each in (one for one in sent if one.sure):
             # What follows a swallowed message of a chain or chord could not run either.
-            gone = False
+            gone = gone_retry = False
             for place, task_id in enumerate(each.ids, start=1):
                 self.verdict.sent += 1
                 if any(run.event == "finish" for run in of_task[task_id]):
                     self.verdict.finished += 1
                 elif gone or _awaited(task_id, of_task[task_id]) not in seen:
-                    gone = True
+                    is_retry = gone_retry or bool(of_task[task_id])
+                    gone, gone_retry = True, is_retry
                     self.verdict.swallowed += 1
+                    self.verdict.swallowed_retries += is_retry
                     what = f"{each.kind}, {place} of {len(each.ids)}, never delivered"
                     before = [run for one in each.ids for run in of_task[one]]
                     self.verdict.losses_of_the_broker.append(self._tell(what, before, task_id))

@@ -40,6 +40,7 @@ class Plan:
         seconds: for how long there is chaos.
         rate: tasks and canvases that are sent in a second.
         pause: seconds between two faults, on average.
+        rest: seconds after the last fault, at most, for everything to end.
         seed: decides what is sent and which faults happen when.
     """
 
@@ -53,6 +54,7 @@ class Plan:
     seconds: float = 60.0
     rate: float = 8.0
     pause: float = 3.0
+    rest: float = 180.0
     seed: int = 0
 
 
