@@ -206,16 +206,23 @@ class Link:
             sentinel = _driver.sentinel.Sentinel(self._target.hosts, sentinel_kwargs=own, **options)
             return sentinel.master_for(self._target.master_name)
         if self._target.kind == "cluster":
-            nodes = [_driver.cluster.ClusterNode(*host) for host in self._known_nodes]
-            client = _driver.cluster.RedisCluster(
-                startup_nodes=nodes, require_full_coverage=False, **options
-            )
-            self._known_nodes |= {(node.host, node.port) for node in client.get_nodes()}
-            return client
+            return self._connect_to_cluster(options)
         if self._target.path:
             return _driver.Redis(unix_socket_path=self._target.path, **options)
         host, port = self._target.hosts[0]
         return _driver.Redis(host=host, port=port, **options)
+
+    def _connect_to_cluster(self, options: dict[str, Any]) -> Any:
+        nodes = [_driver.cluster.ClusterNode(*host) for host in self._known_nodes]
+        try:
+            client = _driver.cluster.RedisCluster(
+                startup_nodes=nodes, require_full_coverage=False, **options
+            )
+        except IndexError as error:
+            # The driver takes the first of the masters that it found.
+            raise RedisClusterException("no node of the cluster has a slot") from error
+        self._known_nodes |= {(node.host, node.port) for node in client.get_nodes()}
+        return client
 
     def _run(self, client: Any, calls: Sequence[Call], wait: bool) -> list[Any]:
         if self._target.kind != "cluster":
@@ -281,7 +288,7 @@ class Link:
     def _guarded(self) -> Iterator[Any]:
         try:
             yield self._connected()
-        except (RedisError, OSError, _TooFewReplicas) as error:
+        except (*_DRIVERS_OWN, _TooFewReplicas) as error:
             self._recover(error)
             raise self._explain(error) from error
 
@@ -320,6 +327,9 @@ class _TooFewReplicas(Exception):
         super().__init__(replicas)
         self.replicas = replicas
 
+
+#: All that the driver raises; of a cluster's errors some are no ``RedisError``.
+_DRIVERS_OWN = (RedisError, RedisClusterException, OSError)
 
 #: What our scripts begin their own errors with.
 _CORRUPT = "CORRUPT record: "

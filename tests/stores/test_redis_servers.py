@@ -6,7 +6,7 @@ import atexit
 import functools
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from celery_claims import errors
 from celery_claims.protocol import (
     ClaimRequest,
     ClaimToken,
+    Expiry,
     Finished,
     Lost,
     Outcome,
@@ -192,6 +193,80 @@ class TestSentinel:
             url = f"sentinel://127.0.0.1:{sentinel.port}/0?master_name=claims"
             with open_store(url, timeout=1.0) as store, pytest.raises(errors.StoreUnavailable):
                 store.claim([request()])
+
+
+def every_call(store: Any, token: ClaimToken) -> list[tuple[str, Callable[[], Any]]]:
+    """Every verb, and what else asks a server, by name."""
+    finished = Settlement(token, Outcome.SUCCESS, KEEP)
+    expiry = Expiry(token.queue, token.task_id, token.token, token.expires_at)
+    scans: list[tuple[str, Callable[[], Any]]] = [
+        (f"scan {view.value}", functools.partial(store.scan, view)) for view in View
+    ]
+    return [
+        ("claim", lambda: store.claim([request()])),
+        ("renew", lambda: store.renew([Renewal(token, LEASE)])),
+        ("settle", lambda: store.settle([finished])),
+        ("lookup", lambda: store.lookup([(token.queue, token.task_id)])),
+        ("expire", lambda: store.expire([expiry], keep_ms=KEEP)),
+        ("elect", lambda: store.elect("duty", 1000)),
+        ("census", store.census),
+        ("check", store.check),
+        *scans,
+    ]
+
+
+def slots(server: RedisServer, numbers: Iterable[int] = ()) -> None:
+    """Let a cluster of one node have these slots and no more, and no data."""
+    server.ask("FLUSHALL")
+    server.ask("CLUSTER", "FLUSHSLOTS")
+    if numbers:
+        server.ask("CLUSTER", "ADDSLOTS", *numbers)
+
+
+class TestErrors:
+    """Whatever the driver raises is one of ours, with its cause, from every verb."""
+
+    LONE = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
+
+    @pytest.mark.parametrize(
+        ("kind", "state"),
+        [
+            ("redis", "dead"),
+            ("sentinel", "dead"),
+            ("redis+cluster", "dead"),
+            ("redis+cluster", "without slots"),
+            ("redis+cluster", "without this slot"),
+        ],
+    )
+    def test_every_verb_translates(self, kind: str, state: str) -> None:
+        with RedisServer(*(self.LONE if kind == "redis+cluster" else ())) as server:
+            if kind == "redis+cluster":
+                slots(server, range(16_384))
+                plain = f"redis+cluster://127.0.0.1:{server.port}"
+            else:
+                plain = server.url
+            with open_store(plain, timeout=5.0) as store:
+                token = wait_until(lambda: claimed_or_none(store), what="a claim")
+            if state == "without slots":
+                slots(server)
+            elif state == "without this slot":
+                slots(server, {0, 1} - {key_slot(b"claims:{q}")})
+            else:
+                server.kill()
+            url = f"sentinel://127.0.0.1:{server.port}/0?master_name=claims"
+            with open_store(url if kind == "sentinel" else plain, timeout=1.0) as store:
+                for name, call in every_call(store, token):
+                    with pytest.raises(errors.StoreUnavailable) as caught:
+                        call()
+                    assert caught.value.__cause__ is not None, name
+
+
+def claimed_or_none(store: Any) -> ClaimToken | None:
+    """A claim, unless the store is not up yet."""
+    try:
+        return claim(store, uuid.uuid4().hex)
+    except errors.StoreError:
+        return None
 
 
 @functools.cache
