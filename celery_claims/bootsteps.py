@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from celery import bootsteps
@@ -13,6 +12,7 @@ from .claims import installed
 from .config import BEATS_PER_LEASE
 from .gate import Gate, Strategies
 from .heartbeat import Heartbeat
+from .host import Host
 from .pool import PoolWatch
 from .seams import announce_queue
 from .touching import Touching
@@ -80,7 +80,7 @@ class ClaimsWorkerStep(bootsteps.StartStopStep):
         def survives(case: Case) -> bool:
             if not case.in_executor:
                 return False
-            return in_process_bodies_survive or _is_alive(gate.child_of(case))
+            return in_process_bodies_survive or _is_alive(gate.child_of(case), keeper.host)
 
         keeper = self._keeper
         gate: Gate = worker.consumer.claims_gate
@@ -95,17 +95,9 @@ class ClaimsWorkerStep(bootsteps.StartStopStep):
             keeper.store.close()
 
 
-def _is_alive(pid: int | None) -> bool:
+def _is_alive(pid: int | None, host: Host) -> bool:
     """Whether a pool's process still runs, as far as this one may know."""
-    if pid is None or pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return pid is not None and pid != host.pid() and host.is_running(pid)
 
 
 class ClaimsConsumerStep(bootsteps.StartStopStep):

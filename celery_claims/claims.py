@@ -13,6 +13,7 @@ from celery.app.task import Task
 from .brokers import Deliveries, open_deliveries
 from .config import PREFIX, Settings, TaskOptions, read_settings
 from .headers import Passport
+from .host import HOST, Host
 from .keeper import Keeper
 from .options import options_of
 from .places import (
@@ -42,10 +43,12 @@ class Claims:
     Parameters:
         app: the app.
         given: settings of ``install``, without their prefix; they win over the app's own.
+        host: what the process runs on.
     """
 
-    def __init__(self, app: Celery, given: dict[str, Any]) -> None:
+    def __init__(self, app: Celery, given: dict[str, Any], host: Host = HOST) -> None:
         self.app = app
+        self.host = host
         self.given = given
         #: the running worker's claims, in the worker's own process
         self.keeper: Keeper | None = None
@@ -59,6 +62,7 @@ class Claims:
             run_when_down=self.settings.on_store_down == "run",
             can_stop=forks,
             max_wait=self.settings.max_wait,
+            host=self.host,
         )
         return self.keeper
 
@@ -185,9 +189,9 @@ class Claims:
             wrap_tracer(self.app, task, self.new_run, hostname)
 
     def new_run(self, passport: Passport) -> Run:
-        keeper = self.keeper if here(passport) else None
+        keeper = self.keeper if here(passport, self.host) else None
         case = keeper.case(passport.token.grant_id) if keeper is not None else None
-        return Run(passport, lambda: self.store, case)
+        return Run(passport, lambda: self.store, case, self.host.clock)
 
 
 def claims_of(app: Celery) -> Claims | None:

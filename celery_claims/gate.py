@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from time import monotonic
 from typing import Any
 
 from celery.exceptions import InvalidTaskError, TaskRevokedError
@@ -444,7 +443,7 @@ class Gate:
         if at is None or (self._alarm_at and self._alarm_at <= at):
             return
         self._alarm_at = at
-        delay = max(at - monotonic(), SHORTEST_ALARM)
+        delay = max(at - self._keeper.host.clock(), SHORTEST_ALARM)
         self._consumer.timer.call_after(delay, self.ring)
 
     def disconnected(self) -> None:

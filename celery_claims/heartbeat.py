@@ -7,17 +7,15 @@ pool's body or a busy event loop must not stop it, and a patched lock must not r
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
 
 from .case import Action
 from .config import BEATS_PER_LEASE
 from .errors import StoreError
 from .events import ClaimEvent, emit
+from .host import Thread
 from .keeper import Keeper
-from .native import NativeThread, Wakeup, start_thread
 from .parts import ask_in_parts
 from .protocol import Lost
 from .stores import Store
@@ -79,9 +77,10 @@ class Heartbeat:
         self._sweep_at = 0.0
         self._act = act
         self._touching = touching
-        self._wakeup = Wakeup()
+        self._host = keeper.host
+        self._wakeup = self._host.alarm()
         self._stopping = False
-        self._thread: NativeThread | None = None
+        self._thread: Thread | None = None
 
     def start(self) -> None:
         """Begin. Idempotent."""
@@ -91,7 +90,7 @@ class Heartbeat:
             if self._touching is not None:
                 self._keeper.wake_to_touch = self._wakeup.set
                 self._keeper.leave = self._touching.leave
-            self._thread = start_thread(self._loop, "celery-claims heartbeat")
+            self._thread = self._host.start_thread(self._loop, "celery-claims heartbeat")
 
     def stop(self) -> None:
         """End after the beat under way. Idempotent, and safe if never started."""
@@ -117,15 +116,15 @@ class Heartbeat:
 
     def _pause(self) -> float:
         # Jitter, so that workers that were started together do not beat together.
-        pause = self._interval * random.uniform(0.8, 1.0)  # noqa: S311 - no secret
+        pause = self._interval * self._host.rng.uniform(0.8, 1.0)
         pause = min(pause, self._sweep_every)
         if self._touching is not None:
-            pause = min(pause, max(self._touching.pause(monotonic()), SHORTEST))
+            pause = min(pause, max(self._touching.pause(self._host.clock()), SHORTEST))
         if self._keeper.unrecorded():
             pause = min(pause, HURRY)
         deadline = self._keeper.deadline()
         if deadline is not None:
-            pause = min(pause, max(deadline - monotonic(), SHORTEST))
+            pause = min(pause, max(deadline - self._host.clock(), SHORTEST))
         return pause
 
     def run_once(self) -> Beat:
@@ -139,7 +138,7 @@ class Heartbeat:
         renewed = 0
         for first in range(0, len(renewals), BATCH):
             batch = renewals[first : first + BATCH]
-            asked_at = monotonic()
+            asked_at = self._host.clock()
             try:
                 answers = ask_in_parts(self._store.renew, [renewal for _, renewal in batch])
             except StoreError as error:
@@ -163,7 +162,7 @@ class Heartbeat:
     def _touch(self) -> None:
         if self._touching is not None:
             active, waiting = self._keeper.snapshot()
-            self._touching.run_once([*active, *waiting], monotonic())
+            self._touching.run_once([*active, *waiting], self._host.clock())
 
     def _record(self) -> int:
         recorded = 0
@@ -182,7 +181,7 @@ class Heartbeat:
         return recorded
 
     def _sweep(self) -> int:
-        now = monotonic()
+        now = self._host.clock()
         if now < self._sweep_at:
             return 0
         self._sweep_at = now + self._sweep_every

@@ -5,17 +5,15 @@ Knows neither Celery nor its pools: ``gate`` and ``pool`` bring events, ``heartb
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections import Counter
 from collections.abc import Callable
-from time import monotonic
 
 from .case import Action, Case, Incoming
 from .desk import Desk
 from .errors import StoreError
 from .events import ClaimEvent, emit
 from .headers import Passport
+from .host import HOST, Host
 from .native import allocate_lock
 from .parts import ask_in_parts
 from .protocol import ClaimAnswer, Lost, Outcome, RenewAnswer, Renewal, Settlement
@@ -25,9 +23,9 @@ from .stores import Store
 __all__ = ["Keeper"]
 
 
-def new_owner(hostname: str) -> str:
+def new_owner(hostname: str, host: Host = HOST) -> str:
     """An owner that no other worker, and no earlier start of this one, has or had."""
-    return f"{hostname}/{os.getpid()}/{secrets.token_hex(8)}"
+    return f"{hostname}/{host.pid()}/{host.new_id(8)}"
 
 
 class Keeper:
@@ -39,6 +37,7 @@ class Keeper:
         run_when_down: ``claims_on_store_down = "run"``.
         can_stop: the pool can kill a body.
         max_wait: ``claims_max_wait``, in seconds.
+        host: what it runs on.
     """
 
     def __init__(
@@ -49,13 +48,17 @@ class Keeper:
         run_when_down: bool,
         can_stop: bool,
         max_wait: float | None = None,
+        host: Host = HOST,
     ) -> None:
+        self.host = host
+        self._clock = host.clock
         self.desk = Desk(
-            owner=new_owner(hostname),
-            new_grant=lambda: secrets.token_hex(12),
+            owner=new_owner(hostname, host),
+            new_grant=lambda: host.new_id(12),
             run_when_down=run_when_down,
             can_stop=can_stop,
             max_wait=max_wait,
+            rng=host.rng,
         )
         self.store = store
         self.lock = allocate_lock()
@@ -81,18 +84,18 @@ class Keeper:
 
     def receive(self, incoming: Incoming) -> tuple[Case, list[Action]]:
         with self.lock:
-            return self.desk.receive(incoming, monotonic())
+            return self.desk.receive(incoming, self._clock())
 
     def ask(self, cases: list[Case]) -> list[Action]:
         """Put the questions of these cases to the store in one call."""
-        asked_at = monotonic()
+        asked_at = self._clock()
         try:
             requests = [self.desk.request(case) for case in cases]
             answers = ask_in_parts(self.store.claim, requests)
         except StoreError as error:
             self.store_failed(error)
             with self.lock:
-                return [a for case in cases for a in self.desk.unanswered(case, monotonic())]
+                return [a for case in cases for a in self.desk.unanswered(case, self._clock())]
         self.store_answered()
         return [
             action
@@ -107,21 +110,21 @@ class Keeper:
     def _unreadable(self, case: Case, error: StoreError) -> list[Action]:
         with self.lock:
             known = case.unreadable
-            actions = self.desk.unreadable(case, monotonic())
+            actions = self.desk.unreadable(case, self._clock())
         if not known:
             self.tell("unreadable", case, str(error))
         return actions
 
     def _answered(self, case: Case, answer: ClaimAnswer, asked_at: float) -> list[Action]:
         with self.lock:
-            actions = self.desk.answered(case, answer, asked_at, monotonic())
+            actions = self.desk.answered(case, answer, asked_at, self._clock())
             if case.token is not None:
                 self._by_grant[case.grant_id] = case
         return actions
 
     def due(self) -> list[Case]:
         with self.lock:
-            return self.desk.due(monotonic())
+            return self.desk.due(self._clock())
 
     def busy(self, claims: int) -> bool:
         """Whether this worker has so many claims at least."""
@@ -133,7 +136,7 @@ class Keeper:
 
     def overdue(self) -> list[Action]:
         with self.lock:
-            return self.desk.overdue(monotonic())
+            return self.desk.overdue(self._clock())
 
     # runs
 
@@ -154,7 +157,7 @@ class Keeper:
             deliveries=case.deliveries,
             mark_start=case.mark_start,
             trusted_until=case.trusted_until,
-            worker=os.getpid(),
+            worker=self.host.pid(),
         )
 
     def submitted(self, case: Case) -> bool:
@@ -167,7 +170,7 @@ class Keeper:
 
     def accepted(self, case: Case) -> None:
         with self.lock:
-            self.desk.accepted(case, monotonic())
+            self.desk.accepted(case, self._clock())
         if case.incoming.options.max_hold is not None:
             # It sleeps past the end of this run, perhaps.
             self.wake_heartbeat()
@@ -227,7 +230,7 @@ class Keeper:
         """The body is over and the delivery is still ours: back to the gate."""
         self._by_grant.pop(case.grant_id, None)
         with self.lock:
-            actions = self.desk.returned(case, monotonic(), at_broker=at_broker)
+            actions = self.desk.returned(case, self._clock(), at_broker=at_broker)
         self.ring()
         return actions
 
@@ -250,7 +253,7 @@ class Keeper:
         if isinstance(answer, Lost):
             self._by_grant.pop(case.grant_id, None)
             with self.lock:
-                self.desk.refused(case, monotonic())
+                self.desk.refused(case, self._clock())
             self.ring()
             self.tell("lost", case, "somebody else was granted it before its end was recorded")
             return None
@@ -269,14 +272,14 @@ class Keeper:
             self.tell(name, case, settlement.outcome.value)
         self._by_grant.pop(case.grant_id, None)
         with self.lock:
-            self.desk.recorded(case, monotonic())
+            self.desk.recorded(case, self._clock())
         self.ring()
 
     # the heartbeat's side
 
     def beat(self) -> tuple[list[tuple[Case, Renewal]], list[Action]]:
         with self.lock:
-            return self.desk.beat(monotonic())
+            return self.desk.beat(self._clock())
 
     def renewed(
         self, case: Case, renewal: Renewal, answer: RenewAnswer, asked_at: float
@@ -291,7 +294,7 @@ class Keeper:
 
     def unrenewed(self) -> list[Action]:
         with self.lock:
-            return self.desk.unrenewed(monotonic())
+            return self.desk.unrenewed(self._clock())
 
     def deadline(self) -> float | None:
         with self.lock:
@@ -299,7 +302,7 @@ class Keeper:
 
     def to_record(self) -> list[tuple[Case, Settlement]]:
         with self.lock:
-            return self.desk.to_record(monotonic())
+            return self.desk.to_record(self._clock())
 
     def unrecorded(self) -> bool:
         """Whether some end waits to be recorded."""
@@ -311,7 +314,7 @@ class Keeper:
         if lost:
             self._by_grant.pop(case.grant_id, None)
             with self.lock:
-                self.desk.refused(case, monotonic())
+                self.desk.refused(case, self._clock())
             self.ring()
         else:
             self._recorded(case, settlement)
@@ -322,7 +325,7 @@ class Keeper:
     ) -> None:
         """The store did not take an end; ``error``: because it cannot read the record."""
         with self.lock:
-            self.desk.unrecorded(case, settlement, monotonic())
+            self.desk.unrecorded(case, settlement, self._clock())
         if error is not None:
             self._unreadable(case, error)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextvars import ContextVar
-from time import monotonic
 from typing import Any
 
 from celery import current_task
@@ -16,6 +14,7 @@ from .case import Case
 from .checks import check_duration
 from .errors import ExtensionLimit, StoreError
 from .headers import Passport
+from .host import HOST, Host
 from .manager import LeaseConfig
 from .protocol import Attempt, ClaimToken, Lost, Outcome, Renewal, Renewed, Settlement, trust_until
 from .seams import actual
@@ -41,12 +40,18 @@ class Run:
         passport: what came with the request.
         open_store: gives this process's store.
         case: the worker's own view of the delivery, where it lives in this process.
+        clock: monotonic seconds of the host.
     """
 
     def __init__(
-        self, passport: Passport, open_store: Callable[[], Store], case: Case | None
+        self,
+        passport: Passport,
+        open_store: Callable[[], Store],
+        case: Case | None,
+        clock: Callable[[], float] = HOST.clock,
     ) -> None:
         self.passport = passport
+        self._clock = clock
         self._open_store = open_store
         self._case = case
         self._trusted_until = passport.trusted_until
@@ -67,11 +72,16 @@ class Run:
         shared = self._case.trusted_until if self._case is not None else 0.0
         return max(self._trusted_until, shared)
 
+    @property
+    def remaining(self) -> float:
+        """Seconds of trust that are left."""
+        return 0.0 if self.lost else max(0.0, self.trusted_until - self._clock())
+
     def begin(self) -> bool:
         """Whether the body may start: never on a lease that is gone or cannot be confirmed."""
         if self.lost:
             return False
-        if not self.passport.mark_start and monotonic() < self.trusted_until:
+        if not self.passport.mark_start and self._clock() < self.trusted_until:
             return True
         try:
             return self._renew(started=True)
@@ -86,7 +96,7 @@ class Run:
         """
         if self.lost:
             raise ClaimLost(self._loss("another worker has the task now"))
-        if monotonic() < self.trusted_until:
+        if self._clock() < self.trusted_until:
             return
         try:
             held = self._renew(started=True)
@@ -106,7 +116,7 @@ class Run:
         check_duration("additional_ms", additional_ms)
         if self._extensions >= limit:
             raise ExtensionLimit(self.token.queue, self.token.task_id, self.token.token)
-        asked_at = monotonic()
+        asked_at = self._clock()
         renewal = Renewal(self.token, additional_ms, extend=True, started=True)
         answer = self._open_store().renew([renewal])[0]
         if not isinstance(answer, Renewed):
@@ -130,7 +140,7 @@ class Run:
         return None if isinstance(answer, Lost) else True
 
     def _renew(self, *, started: bool) -> bool:
-        asked_at = monotonic()
+        asked_at = self._clock()
         lease_ms = round(self.passport.lease * 1000)
         answer = self._open_store().renew([Renewal(self.token, lease_ms, started=started)])[0]
         if isinstance(answer, Renewed):
@@ -181,9 +191,7 @@ class Claim:
     @property
     def remaining(self) -> float:
         """Seconds for which the claim can be trusted without asking the store; 0 if none."""
-        if self._run.lost:
-            return 0.0
-        return max(0.0, self._run.trusted_until - monotonic())
+        return self._run.remaining
 
     def check(self) -> None:
         """Go on only if the claim is held; asks the store only when the lease may be over.
@@ -234,6 +242,6 @@ def leave(mark: Any) -> None:
     _current.reset(mark)
 
 
-def here(passport: Passport) -> bool:
+def here(passport: Passport, host: Host) -> bool:
     """Whether the worker that claimed is this very process."""
-    return passport.worker == os.getpid()
+    return passport.worker == host.pid()

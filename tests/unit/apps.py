@@ -12,6 +12,7 @@ from celery.app.task import Task
 from celery_claims import install
 from celery_claims.claims import Claims, installed
 from celery_claims.headers import HEADER, Passport
+from celery_claims.host import Host
 from celery_claims.protocol import (
     Attempt,
     ClaimRequest,
@@ -97,6 +98,7 @@ class Bench:
         self.store = FlakyStore(MemoryStore(clock=clock, private=True))
         self.claims: Claims = installed(app)
         self.claims.__dict__["store"] = self.store
+        self.claims.host = Host(clock=lambda: clock.now_us / 1e6)
 
     @property
     def now(self) -> float:

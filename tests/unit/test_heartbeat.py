@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -10,11 +9,11 @@ from typing import Any
 
 import pytest
 from celery_claims import heartbeat as heartbeat_module
-from celery_claims import keeper as keeper_module
 from celery_claims.brokers import InHand
 from celery_claims.case import Action, Case, Do, Incoming
 from celery_claims.events import ClaimEvent, add_hook, remove_hook
 from celery_claims.heartbeat import HURRY, Beat, Heartbeat
+from celery_claims.host import Host
 from celery_claims.keeper import Keeper
 from celery_claims.protocol import Attempt, ClaimRequest, Delivery, Outcome, Record, TookOver
 from celery_claims.settling import Ending
@@ -31,12 +30,9 @@ PATIENCE = 30.0
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+def clock() -> FakeClock:
     """One clock for the store and for the worker."""
-    clock = FakeClock()
-    for module in (keeper_module, heartbeat_module):
-        monkeypatch.setattr(module, "monotonic", lambda: clock.now_us / 1e6)
-    return clock
+    return FakeClock()
 
 
 @pytest.fixture
@@ -45,8 +41,9 @@ def store(clock: FakeClock) -> FlakyStore:
 
 
 @pytest.fixture
-def keeper(store: FlakyStore) -> Keeper:
-    return Keeper("w1@host", store.store, run_when_down=False, can_stop=True)
+def keeper(store: FlakyStore, clock: FakeClock) -> Keeper:
+    host = Host(clock=lambda: clock.now_us / 1e6)
+    return Keeper("w1@host", store.store, run_when_down=False, can_stop=True, host=host)
 
 
 @pytest.fixture
@@ -353,12 +350,10 @@ def test_a_sweep_that_fails_leaves_the_beat_alone(
 
 
 @pytest.fixture
-def beats(
-    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Heartbeat, int, int], Iterator[float]]:
+def beats(clock: FakeClock, keeper: Keeper) -> Callable[[Heartbeat, int, int], Iterator[float]]:
     def beats(heartbeat: Heartbeat, number: int, seed: int) -> Iterator[float]:
         """Beat as often, with the pauses that the loop would make; the seconds since the start."""
-        monkeypatch.setattr(heartbeat_module.random, "uniform", random.Random(seed).uniform)
+        keeper.host.rng.seed(seed)
         start = clock.now_us
         for _ in range(number):
             clock.advance(round(heartbeat._pause() * 1000))

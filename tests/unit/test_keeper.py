@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from celery_claims import keeper as keeper_module
 from celery_claims.case import Case, Do, Incoming, Phase
 from celery_claims.errors import StoreUnavailable
 from celery_claims.events import ClaimEvent, add_hook, remove_hook
 from celery_claims.holding import LONGEST_PAUSE
+from celery_claims.host import Host
 from celery_claims.keeper import Keeper, new_owner
 from celery_claims.protocol import (
     Attempt,
@@ -449,11 +449,11 @@ def test_one_record_that_cannot_be_read_costs_no_other_answer(
 
 
 def test_it_is_asked_for_less_and_less_often_and_told_of_once(
-    store: FlakyStore, events: list[ClaimEvent], monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+    store: FlakyStore, events: list[ClaimEvent], clock: FakeClock
 ) -> None:
     """No hot loop; and it runs once its record can be read, or is gone."""
-    monkeypatch.setattr(keeper_module, "monotonic", lambda: clock.now_us / 1e6)
-    keeper = Keeper("w1@host", store, run_when_down=False, can_stop=False)
+    host = Host(clock=lambda: clock.now_us / 1e6)
+    keeper = Keeper("w1@host", store, run_when_down=False, can_stop=False, host=host)
     store.unreadable.add("id-1")
     case, _ = keeper.receive(incoming())
     actions = keeper.ask([case])

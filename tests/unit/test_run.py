@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from celery.exceptions import Ignore
 from celery_claims import ClaimLost
-from celery_claims import run as run_module
 from celery_claims.case import Case
 from celery_claims.errors import ExtensionLimit, InvalidArgument, StoreUnavailable
 from celery_claims.headers import Passport
+from celery_claims.host import Host
 from celery_claims.manager import LeaseConfig
 from celery_claims.protocol import Attempt, ClaimRequest, Outcome, Record, Success, TookOver
 from celery_claims.run import Claim, Run, here
@@ -25,10 +25,8 @@ TRUST_MS = round(0.9 * LEASE_MS)
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
-    clock = FakeClock()
-    monkeypatch.setattr(run_module, "monotonic", lambda: clock.now_us / 1e6)
-    return clock
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
@@ -56,9 +54,10 @@ Make = Callable[..., Run]
 
 
 @pytest.fixture
-def make(passport: Passport, store: FlakyStore) -> Make:
+def make(passport: Passport, store: FlakyStore, clock: FakeClock) -> Make:
     def make(case: Case | None = None, **given: object) -> Run:
-        return Run(replace(passport, **given), lambda: store, case)  # type: ignore[arg-type]
+        passed: Passport = replace(passport, **given)  # type: ignore[arg-type]
+        return Run(passed, lambda: store, case, lambda: clock.now_us / 1e6)
 
     return make
 
@@ -314,11 +313,7 @@ def test_the_claim_shows_its_grant(make: Make, passport: Passport, clock: FakeCl
     assert "id-1" in repr(claim) and str(claim.token) in repr(claim)
 
 
-def test_the_worker_may_be_this_process(
-    make: Make, passport: Passport, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_worker_may_be_this_process(passport: Passport) -> None:
     """By its pid, which a forked child does not share."""
-    monkeypatch.setattr("os.getpid", lambda: 1)
-    assert here(passport)
-    monkeypatch.setattr("os.getpid", lambda: 2)
-    assert not here(passport)
+    assert here(passport, Host(pid=lambda: 1))
+    assert not here(passport, Host(pid=lambda: 2))

@@ -11,7 +11,6 @@ from celery import Celery, chain
 from celery.app.task import Task
 from celery.exceptions import Ignore, Reject
 from celery_claims import ClaimLost, current_claim
-from celery_claims import run as run_module
 from celery_claims.headers import HEADER
 from celery_claims.protocol import Attempt, Outcome, State
 from celery_claims.run import _current
@@ -22,10 +21,8 @@ from tests.unit.apps import Bench, claimed_app, published
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
-    clock = FakeClock()
-    monkeypatch.setattr(run_module, "monotonic", lambda: clock.now_us / 1e6)
-    return clock
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
