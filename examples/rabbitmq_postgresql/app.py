@@ -15,6 +15,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     task_default_queue="payroll",
     task_default_queue_type="quorum",
+    task_default_exchange_type="topic",  # so that a countdown or a retry waits at RabbitMQ
     broker_channel_error_retry=True,  # a channel that RabbitMQ closes does not end the worker
     broker_connection_retry_on_startup=True,
 )

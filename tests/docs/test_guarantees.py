@@ -9,6 +9,8 @@ from .pages import ROOT, rows
 GUARANTEES = ROOT / "docs" / "guarantees.md"
 
 PROMISES = rows(GUARANTEES, "## Promises")
+ON_BROKERS = rows(GUARANTEES, "## On each broker")
+TRAPS = rows(GUARANTEES, "## Traps")
 
 
 def named_in(cell: str) -> list[str]:
@@ -34,12 +36,19 @@ def test_all_nine_promises_are_there():
     assert [number for number, *_ in PROMISES] == [str(n) for n in range(1, 10)]
 
 
+def test_every_promise_is_kept_on_every_broker():
+    assert [number for number, *_ in ON_BROKERS] == [str(n) for n in range(1, 10)]
+
+
 def test_no_promise_is_without_tests():
-    assert [number for number, _, tests in PROMISES if not named_in(tests)] == []
+    every = PROMISES + ON_BROKERS + TRAPS
+    cells = [(row[0], cell) for row in every for cell in row[2:]]
+    assert [number for number, cell in cells if not named_in(cell)] == []
 
 
 def test_every_named_test_exists():
-    named = [test for *_, tests in PROMISES for test in named_in(tests)]
+    every = PROMISES + ON_BROKERS + TRAPS
+    named = [test for row in every for cell in row[2:] for test in named_in(cell)]
     assert [test for test in named if not exists(test)] == []
 
 

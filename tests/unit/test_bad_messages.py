@@ -261,3 +261,16 @@ def test_a_refused_message_takes_no_room(made: Any) -> None:
     desk.gate._room = room
     assert desk.receive(made) == "refused"
     assert room.answered.mock_calls[0].args == (made,)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("second", [False, True])
+def test_what_the_broker_says_of_a_redelivery_decides_nothing(first: bool, second: bool) -> None:
+    """It is missing after a lost connection, and there on what nobody ever ran."""
+    desk = Desk()
+    fates = []
+    for redelivered in (first, second):
+        made = message(protocol_2(redelivered=redelivered))
+        made.delivery_info = {"redelivered": redelivered}
+        fates.append(desk.receive(made))
+    assert fates == ["claimed", "held"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery_claims.protocol import State
 
 from tests.process.environment import CONF_VARIABLE
 from tests.process.places import store_url
@@ -20,9 +21,17 @@ from tests.process.proxy import Fault, Proxy
 from tests.process.redis_broker import RedisBroker
 from tests.process.setup import ProcessSetup, Site, publish_copies
 from tests.process.waiting import wait_until
+from tests.stores.redis_server import RedisServer
 
 from .rabbits import AMQP
-from .steps import assert_all_acknowledged, stored, wait_finished, wait_for_events, workers
+from .steps import (
+    assert_all_acknowledged,
+    stored,
+    wait_finished,
+    wait_for_events,
+    wait_for_record,
+    workers,
+)
 
 #: Seconds that each piece of what is said waits, in both directions.
 DELAY = 0.2
@@ -180,6 +189,49 @@ class TestBroker:
             assert len(site.journal.runs(each.id)) == 1
             assert [state for _, state in stored(site, each.id)] == ["SUCCESS"]
         assert [one.container.status, two.container.status] == ["running"] * 2
+
+
+class TestFlushedStore:
+    """The store forgets everything at once; the broker does not."""
+
+    @pytest.fixture
+    def store(self) -> Iterator[RedisServer]:
+        with RedisServer() as server:
+            yield server
+
+    @pytest.fixture(params=["redis", "rabbitmq"])
+    def site(
+        self, request: pytest.FixtureRequest, store: RedisServer, tmp_path: Path
+    ) -> Iterator[Site]:
+        claims = {**TASKS, "url": store.url, "lease": 3.0}
+        site = Site(tmp_path, app=APP, broker=request.param, conf=CONF, claims=claims)
+        yield site
+        site.teardown()
+
+    @workers(2)
+    def test_running_tasks_bring_their_claims_back(
+        self, celery_setup: ProcessSetup, store: RedisServer
+    ) -> None:
+        """With their next renewal, under the token that they had; a copy waits for them then."""
+        setup = celery_setup
+        late = setup.app.signature("traps.late")
+        result = publish_copies(setup.app, late.clone(("end",)), 1)
+        (run,) = setup.journal.wait_for_runs(result.id)
+        store.ask("FLUSHALL")
+        record = wait_for_record(setup.site, result.id, lambda record: record.token == run.token)
+        assert record.state is State.CLAIMED
+        publish_copies(setup.app, late.clone(("end",)), 1, task_id=result.id)
+        wait_for_events(setup.workers, "held", result.id)
+        setup.gates.open("end")
+        assert result.get(timeout=30) == [run.pid, 0]
+        wait_for_events(setup.workers, "skipped", result.id)
+        # Of another task the token is higher, although the highest one was forgotten too.
+        following = publish_copies(setup.app, late, 1)
+        (later,) = setup.journal.wait_for_end(following.id)
+        assert run.token is not None and later.token is not None
+        assert later.token > run.token
+        assert len(setup.journal.runs(result.id)) == 1
+        assert_all_acknowledged(setup)
 
 
 def nothing_is_left(site: Site) -> bool:

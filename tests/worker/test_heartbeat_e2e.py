@@ -51,6 +51,7 @@ def test_a_hung_body_is_stopped_and_counted(celery_setup: ProcessSetup) -> None:
     assert_all_acknowledged(setup)
 
 
+@pytest.mark.brokers("folder", "redis")
 @traps(lease=ENDLESS)
 @workers(2)
 def test_an_unrelated_task_passes_fifty_held_copies(celery_setup: ProcessSetup) -> None:

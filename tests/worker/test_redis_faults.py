@@ -65,7 +65,9 @@ def taken_over(setup: ProcessSetup) -> Shared:
     """Freeze the worker until its message was given back and the other one runs it."""
     result, old, new, tag = start(setup)
     freeze(setup.site, old)
-    setup.journal.wait_for_runs(result.id, 2)
+    first, second = setup.journal.wait_for_runs(result.id, 2)
+    assert first.token is not None and second.token is not None
+    assert second.token > first.token
     wait_claimed_by(setup.site, new, result.id)
     assert in_hand(redis_of(setup), result.id) == [tag]
     return Shared(result, tag, old, new)
@@ -148,7 +150,7 @@ class TestOneTagTwoWorkers:
     @traps(**SOON_BACK)
     @workers(2)
     def test_the_old_owner_leaves_and_takes_nothing_along(self, celery_setup: ProcessSetup) -> None:
-        """Told, and nothing is put back by its shutdown: the record at the broker is another's."""
+        """Fenced; told; and nothing is put back by its shutdown: the message is another's."""
         setup, case = celery_setup, woken(celery_setup)
         end_warm(case.old)
         assert redis_of(setup).unacked() == [case.tag]

@@ -30,7 +30,7 @@ from .steps import (
 )
 
 
-@pytest.mark.brokers("folder", "redis")
+@pytest.mark.brokers("folder", "redis", "rabbitmq")
 @traps({"worker_prefetch_multiplier": 3}, lease=ENDLESS)
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_warm_shutdown_gives_back_what_it_did_not_start(
@@ -72,7 +72,7 @@ def test_leases_are_renewed_while_a_warm_shutdown_drains(
 
 
 @pytest.mark.oldest
-@pytest.mark.brokers("folder", "redis")
+@pytest.mark.brokers("folder", "redis", "rabbitmq")
 @traps({"worker_prefetch_multiplier": 3}, lease=ENDLESS)
 @pytest.mark.parametrize(
     ("pool", "soft"),
