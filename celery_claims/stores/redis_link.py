@@ -34,6 +34,7 @@ from redis.retry import Retry
 from ..errors import StoreCorrupt, StoreError, StoreFull, StoreReadOnly, StoreUnavailable
 from ..native import across_forks, allocate_lock
 from .redis_url import Target
+from .redis_wire import Wire
 
 __all__ = ["Call", "Link", "Script", "load_script"]
 
@@ -98,6 +99,7 @@ class Link:
     def _start_anew(self) -> None:
         self._lock = allocate_lock()
         self._client: Any = None
+        self._wire: Wire | None = None
         self._pid = os.getpid()
 
     def run(self, calls: Sequence[Call], *, writes: bool = False) -> list[Any]:
@@ -161,8 +163,11 @@ class Link:
         """Close this process's connections. Idempotent."""
         with self._lock:
             client, self._client = self._client, None
+            wire, self._wire = self._wire, None
         if client is not None and self._pid == os.getpid():
             client.close()
+            if wire is not None:
+                wire.close()
 
     def before_fork(self) -> None:
         """Nothing is held across a fork."""
@@ -176,7 +181,7 @@ class Link:
     def _abandon(self) -> None:
         """Leave the parent's sockets alone, also when they would be collected."""
         if self._client is not None:
-            _inherited.append(self._client)
+            _inherited.append((self._client, self._wire))
         self._start_anew()
 
     def _connected(self) -> Any:
@@ -188,7 +193,10 @@ class Link:
             with self._lock:
                 client = self._client
                 if client is None:
-                    client = self._client = self._connect()
+                    client = self._connect()
+                    if self._target.kind == "single":
+                        self._wire = Wire(client.connection_pool)
+                    self._client = client
         return client
 
     def _connect(self) -> Any:
@@ -265,19 +273,19 @@ class Link:
         return answers
 
     def _send(self, server: Any, commands: list[tuple[Any, ...]], wait: bool) -> list[Any]:
-        if len(commands) == 1 and not wait:
-            try:
-                return [server.execute_command(*commands[0])]
-            except ResponseError as error:
-                return [error]
-        pipeline = server.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
+        if wait:
+            commands = [*commands, self._wait]
+        wire = self._wire
+        if wire is not None:
+            answers = wire.exchange(commands)
+        else:
+            pipeline = server.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            answers = pipeline.execute(raise_on_error=False)
         if not wait:
-            return list(pipeline.execute(raise_on_error=False))
-        pipeline.execute_command(*self._wait)
-        answers: list[Any]
-        *answers, replicas = pipeline.execute(raise_on_error=False)
+            return answers
+        *answers, replicas = answers
         if isinstance(replicas, Exception):
             raise replicas
         if replicas < self._target.wait_replicas:
@@ -302,6 +310,8 @@ class Link:
                 self.close()
         elif isinstance(error, ReadOnlyError) or "READONLY" in str(error):
             client.connection_pool.disconnect(inuse_connections=False)
+            if self._wire is not None:
+                self._wire.close()
 
     def _explain(self, error: Exception) -> StoreError:
         name, text = self._target.name, str(error)
