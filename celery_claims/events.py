@@ -62,9 +62,12 @@ class Hook(Protocol):
 
 def log(event: ClaimEvent) -> None:
     """The hook that is always there: a constant event name first, the facts in ``extra``."""
+    level = NAMES[event.name]
+    if not logger.isEnabledFor(level):
+        return
     subject = f" task {event.task}[{printable(event.task_id)}]" if event.task_id else ""
     logger.log(
-        NAMES[event.name],
+        level,
         "%s%s: %s",
         event.name,
         subject,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any
 
 from .case import Incoming
@@ -60,9 +59,10 @@ def read_incoming(
 
 def _delivery(message: Any, task: str, queue: str) -> Delivery:
     """Raises: InvalidArgument."""
-    delivery = Delivery(task=task, tag=str(message.delivery_tag), queue=queue)
-    check_delivery("delivery", delivery)
     priority = (message.properties or {}).get("priority")
-    if isinstance(priority, int) and abs(priority) <= MAX_TOKEN:
-        delivery = replace(delivery, priority=int(priority))
+    if not isinstance(priority, int) or abs(priority) > MAX_TOKEN:
+        priority = None
+    tag = str(message.delivery_tag)
+    delivery = Delivery(task, tag, queue, None if priority is None else int(priority))
+    check_delivery("delivery", delivery)
     return delivery

@@ -273,7 +273,9 @@ class Keeper:
         self._by_grant.pop(case.grant_id, None)
         with self.lock:
             self.desk.recorded(case, self._clock())
-        self.ring()
+            awaited = case.key in self.desk.lines
+        if awaited:
+            self.ring()
 
     # the heartbeat's side
 

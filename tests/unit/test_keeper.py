@@ -199,6 +199,15 @@ def test_the_end_of_a_run_rings_for_those_that_wait(keeper: Keeper) -> None:
     assert rung == [True] and keeper.due() == [copy]
 
 
+def test_an_end_that_nobody_waits_for_wakes_nobody(keeper: Keeper) -> None:
+    """It would cost the consumer's loop a round for each task."""
+    rung: list[bool] = []
+    keeper.ring = lambda: rung.append(True)
+    keeper.receive(incoming("another"))
+    keeper.acknowledging(ended(keeper, Ending.SUCCESS))
+    assert rung == []
+
+
 def test_what_the_child_recorded_is_not_recorded_again(keeper: Keeper, store: FlakyStore) -> None:
     case = running(keeper)
     keeper.ended(case, Ending.SUCCESS, recorded=True)
