@@ -53,7 +53,7 @@ class Site:
         folder: empty, and the test's own.
         conf: Celery settings over the site's own, for the test's app and the workers.
         claims: settings of ``install`` without their prefix, for apps that claim; ``url`` may
-            be ``redis``, ``postgresql`` or ``sqlite`` for a store of the site's own.
+            be ``redis``, ``cluster``, ``postgresql`` or ``sqlite`` for a store of the site's own.
         app: the module that workers run unless their ``WorkerSpec`` is given another.
         broker: one of ``BROKERS``, or a broker that is there already.
         backend: one of ``BACKENDS``; what is usual beside the broker if not given.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -276,6 +278,14 @@ class RedisCluster:
             return False
         # Each master answers with its replicas last.
         return [len(node.ask("ROLE")[2]) for node in self.masters()] == [1, 1, 1]
+
+
+@functools.cache
+def shared_cluster() -> RedisCluster:
+    """Started for the first test that asks, stopped with the process."""
+    running = RedisCluster()
+    atexit.register(running.stop)
+    return running
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import re
 import uuid
@@ -32,7 +31,7 @@ from redis.crc import key_slot
 from tests.process.waiting import wait_until
 
 from .redis_harness import RedisHarness
-from .redis_server import RedisCluster, RedisServer, Replicated, paused
+from .redis_server import RedisCluster, RedisServer, Replicated, paused, shared_cluster
 
 LEASE = 30_000
 KEEP = 3_600_000
@@ -267,14 +266,6 @@ def claimed_or_none(store: Any) -> ClaimToken | None:
         return claim(store, uuid.uuid4().hex)
     except errors.StoreError:
         return None
-
-
-@functools.cache
-def shared_cluster() -> RedisCluster:
-    """Started for the first test that asks, stopped with the process."""
-    running = RedisCluster()
-    atexit.register(running.stop)
-    return running
 
 
 class ClusterHarness(RedisHarness):

@@ -10,7 +10,16 @@ from tests.process.waiting import wait_until
 
 from .apps import celery_tasks
 from .rabbits import AMQP, on_rabbitmq
-from .steps import assert_all_acknowledged, stored, traps, wait_for_events, workers
+from .redis_steps import kill
+from .steps import (
+    assert_all_acknowledged,
+    stored,
+    traps,
+    wait_for_events,
+    wait_started,
+    where,
+    workers,
+)
 
 
 @on_rabbitmq()
@@ -53,18 +62,31 @@ def test_fifty_held_copies_eat_no_prefetch(celery_setup: ProcessSetup) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    [pytest.param(url, marks=traps(AMQP, url=url), id=url) for url in ("redis", "postgresql")],
+    [
+        pytest.param(url, marks=traps(AMQP, url=url), id=url)
+        for url in ("redis", "cluster", "postgresql")
+    ],
 )
 @pytest.mark.brokers("rabbitmq")
 @workers(2)
 def test_claims_in_another_servers_store(celery_setup: ProcessSetup, url: str) -> None:
-    """RabbitMQ with a store of another kind; the other tests here have the embedded one."""
-    result = publish_copies(celery_setup.app, celery_setup.app.signature("traps.late", ("end",)), 3)
-    wait_for_events(celery_setup.workers, "held", result.id, 2)
-    celery_setup.gates.open("end")
-    wait_for_events(celery_setup.workers, "skipped", result.id, 2)
-    assert len(celery_setup.journal.runs(result.id)) == 1
-    assert_all_acknowledged(celery_setup)
+    """RabbitMQ with a store of another kind; the other tests here have the embedded one.
+
+    Not twice while alive, and back soon.
+    """
+    setup = celery_setup
+    result = publish_copies(setup.app, setup.app.signature("traps.late", ("end",)), 3)
+    wait_for_events(setup.workers, "held", result.id, 2)
+    (run,) = setup.journal.runs(result.id)
+    wait_started(setup.site, result.id)
+    killed, other = where(setup.workers, run.pid)
+    kill(setup, killed)
+    _, again = setup.journal.wait_for_runs(result.id, 2)
+    setup.gates.open("end")
+    assert result.get(timeout=30) == [again.pid, 1]
+    wait_for_events(other, "skipped", result.id, 2)
+    assert len(setup.journal.runs(result.id)) == 2
+    assert_all_acknowledged(setup, other)
 
 
 TOPICS = {
