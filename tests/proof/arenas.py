@@ -59,6 +59,8 @@ class Arena(ABC):
         self.rng = rng
         #: how often the store lost its memory, from when to when by the monotonic clock
         self.amnesias: list[tuple[int, int]] = []
+        #: from when to when the store answered without the replica that then took over
+        self.fallbacks: list[tuple[int, int]] = []
 
     def faults(self) -> dict[str, Callable[[], None]]:
         """What may be done to the store, by name; each is over when it returns."""
@@ -199,7 +201,9 @@ class LaggingRedisArena(Arena):
         with pause([psutil.Process(self.servers.replica.pid)]):
             # Else the kernel would still give it what was sent while it was frozen.
             self.servers.master.ask("CLIENT", "KILL", "TYPE", "replica")
+            alone_since = _now()
             self._wait(0.3, 0.4)
+            self.fallbacks.append((alone_since, _now()))
             self.servers.master.kill()
 
     def close(self) -> None:

@@ -21,7 +21,15 @@ from .arenas import (
     RedisArena,
     SQLiteArena,
 )
-from .runs import History, Judgement, Settings, judge, record, tokens_that_went_back
+from .runs import (
+    History,
+    Judgement,
+    Settings,
+    answers_lost,
+    judge,
+    record,
+    tokens_that_went_back,
+)
 
 KEEPING = {arena.name: arena for arena in (MemoryArena, SQLiteArena, RedisArena, PostgresArena)}
 
@@ -87,6 +95,8 @@ def _losing(operations: int, seed: int, found: list[str]) -> Iterator[tuple[str,
             strict = judge(arena, history, budget=LOSING_BUDGET, explained=False)
             lost = len(strict.violations) + len(strict.undecided)
             verdict = f"{lost} records without an order"
+            if arena.fallbacks:
+                verdict += f", {answers_lost(arena, history.operations)} answers lost"
             if arena.amnesias:
                 forgiving = judge(arena, history, forgiving=True)
                 verdict += ", else linearizable" if forgiving.is_good else ", VIOLATED"

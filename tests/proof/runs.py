@@ -22,9 +22,17 @@ from .arenas import Arena, pause
 from .clients import Job, Plan
 from .counterexample import explain
 from .history import Amnesia, Key, Operation, by_key, read_logs
-from .linearizability import BUDGET, check
+from .linearizability import BUDGET, check, only_reads
 
-__all__ = ["History", "Judgement", "Settings", "judge", "record", "tokens_that_went_back"]
+__all__ = [
+    "History",
+    "Judgement",
+    "Settings",
+    "answers_lost",
+    "judge",
+    "record",
+    "tokens_that_went_back",
+]
 
 #: Seconds between two looks at whether the clients are done.
 LOOK = 0.05
@@ -306,6 +314,16 @@ def judge(
         text = explain(histories[shortest], arena.specification)
         judgement = replace(judgement, counterexample=text)
     return judgement
+
+
+def answers_lost(arena: Arena, operations: Sequence[Operation]) -> int:
+    """How many changes were answered for that a replica which took over had not heard of."""
+    return sum(
+        each.is_known
+        and not only_reads(each)
+        and any(began < each.called and each.returned < ended for began, ended in arena.fallbacks)
+        for each in operations
+    )
 
 
 def _with_amnesia(arena: Arena, key: Key, operations: Sequence[Operation]) -> Iterator[Operation]:

@@ -16,7 +16,7 @@ from .arenas import (
     SQLiteArena,
 )
 from .broken import BUGS, RacyClaim, Unfenced
-from .runs import History, Settings, judge, record, tokens_that_went_back
+from .runs import History, Settings, answers_lost, judge, record, tokens_that_went_back
 
 KEEPING = (MemoryArena, SQLiteArena, RedisArena, PostgresArena)
 SHARED = (SQLiteArena, RedisArena, PostgresArena)
@@ -85,4 +85,5 @@ def test_a_redis_that_fails_over_to_a_lagging_replica_loses_claims_but_tokens_ri
         history = record(arena, Settings(operations=4000, seed=1, fault_every=0.2))
         assert history.faults["failover"] == 1
         assert _is_bad(arena, history), "nothing was lost: the run shows nothing"
+        assert answers_lost(arena, history.operations) > 0
         assert tokens_that_went_back(history.operations) == []
