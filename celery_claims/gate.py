@@ -100,6 +100,7 @@ class Gate:
         self._delivered: dict[Case, Delivered] = {}
         self._asking: list[Case] = []
         self._gathering = False
+        self._alarm: Any = None
         self._alarm_at = 0.0
         self._closed = False
         self.loop = Loop(consumer)
@@ -429,7 +430,6 @@ class Gate:
         """Ask for the held deliveries whose time has come."""
         if self._closed:
             return
-        self._alarm_at = 0.0
         self.perform(self._keeper.overdue())
         for _ in range(ROUNDS):
             cases = self._keeper.due()
@@ -439,12 +439,16 @@ class Gate:
         self._set_alarm()
 
     def _set_alarm(self) -> None:
+        """One at a time: each one sets the next, so that a second one would never end."""
         at = self._keeper.next_alarm()
-        if at is None or (self._alarm_at and self._alarm_at <= at):
+        now = self._keeper.host.clock()
+        # One that should have come does not count: perhaps it went with its timer.
+        if at is None or (self._alarm is not None and now < self._alarm_at <= at):
             return
+        if self._alarm is not None:
+            self._alarm.cancel()
         self._alarm_at = at
-        delay = max(at - self._keeper.host.clock(), SHORTEST_ALARM)
-        self._consumer.timer.call_after(delay, self.ring)
+        self._alarm = self._consumer.timer.call_after(max(at - now, SHORTEST_ALARM), self.ring)
 
     def disconnected(self) -> None:
         """The connection is gone, and with it every message that waits."""

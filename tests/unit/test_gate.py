@@ -214,3 +214,48 @@ def test_what_a_room_has_yet_to_do_ends_with_its_connection() -> None:
     burst.receive("a")
     assert burst.store.lookup([("celery", "a")]) != [None]
     assert room.method_calls == [call.close()]
+
+
+class TestAlarm:
+    """When held deliveries are asked for again; the soak found what comes of a second alarm."""
+
+    @pytest.fixture
+    def alarms(self, gate: Gate) -> list[tuple[float, MagicMock]]:
+        """Every alarm that was set: for when, and what the timer gave for it."""
+        made: list[tuple[float, MagicMock]] = []
+
+        def call_after(delay: float, function: object) -> MagicMock:
+            made.append((gate._keeper.host.clock() + delay, MagicMock()))
+            return made[-1][1]
+
+        gate._consumer.timer.call_after.side_effect = call_after
+        gate._keeper.due.return_value = []
+        self.at(gate, 100.0)
+        return made
+
+    def at(self, gate: Gate, now: float, alarm: float | None = None) -> None:
+        gate._keeper.host.clock.return_value = now
+        gate._keeper.next_alarm.return_value = alarm
+        gate.pump()
+
+    def test_however_often_the_gate_looks_there_is_one(
+        self, gate: Gate, alarms: list[tuple[float, MagicMock]]
+    ) -> None:
+        for step in range(50):
+            self.at(gate, 100 + step / 100, 105 + step)
+        assert [at for at, _ in alarms] == [105]
+
+    def test_when_it_has_come_the_next_one_is_set(
+        self, gate: Gate, alarms: list[tuple[float, MagicMock]]
+    ) -> None:
+        """Also after one that was lost with its timer."""
+        for now, alarm in ((100, 105), (105, 108), (200, 203)):
+            self.at(gate, now, alarm)
+        assert [at for at, _ in alarms] == [105, 108, 203]
+
+    def test_an_earlier_one_takes_its_place(
+        self, gate: Gate, alarms: list[tuple[float, MagicMock]]
+    ) -> None:
+        self.at(gate, 100, 105)
+        self.at(gate, 101, 102)
+        assert [(at, entry.cancel.called) for at, entry in alarms] == [(105, True), (102, False)]
