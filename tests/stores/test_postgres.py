@@ -44,6 +44,7 @@ from celery_claims.stores.postgres_sessions import explain
 from tests.process.proxy import Fault, Proxy
 from tests.process.waiting import wait_until
 
+from .calls import every_call
 from .children import Child, error_of, in_child
 from .postgres_harness import PostgresHarness
 from .postgres_server import PgBouncer, PostgresServer, a_server
@@ -662,11 +663,15 @@ class TestErrors:
             assert "secret-word" not in store.name + repr(store) + error[1]
             assert "me:***@127.0.0.1" in store.name
 
-    def test_nobody_there(self) -> None:
-        with PostgresStore("postgresql://me@127.0.0.1:1/db", timeout=1.0) as store:
-            name, text, cause = error_of(lambda: store.claim([request()]))
-            assert (name, cause) == ("StoreUnavailable", "OperationalError")
-            assert "refused" in text
+    def test_nobody_there(self, store: PostgresStore) -> None:
+        """Each call opens a connection if there is none, and tells if it cannot."""
+        answer = store.claim([request()])[0]
+        assert isinstance(answer, Success)
+        with PostgresStore("postgresql://me@127.0.0.1:1/db", timeout=1.0) as nowhere:
+            for verb, call in every_call(nowhere, answer.token):
+                name, text, cause = error_of(call)
+                assert (name, cause) == ("StoreUnavailable", "OperationalError"), verb
+                assert "refused" in text
 
     @pytest.mark.parametrize(
         ("query", "naming"),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from celery_claims import errors
 from celery_claims.protocol import (
     ClaimRequest,
     ClaimToken,
-    Expiry,
     Finished,
     Lost,
     Outcome,
@@ -30,6 +28,7 @@ from redis.crc import key_slot
 
 from tests.process.waiting import wait_until
 
+from .calls import every_call
 from .redis_harness import RedisHarness
 from .redis_server import RedisCluster, RedisServer, Replicated, paused, shared_cluster
 
@@ -192,26 +191,6 @@ class TestSentinel:
             url = f"sentinel://127.0.0.1:{sentinel.port}/0?master_name=claims"
             with open_store(url, timeout=1.0) as store, pytest.raises(errors.StoreUnavailable):
                 store.claim([request()])
-
-
-def every_call(store: Any, token: ClaimToken) -> list[tuple[str, Callable[[], Any]]]:
-    """Every verb, and what else asks a server, by name."""
-    finished = Settlement(token, Outcome.SUCCESS, KEEP)
-    expiry = Expiry(token.queue, token.task_id, token.token, token.expires_at)
-    scans: list[tuple[str, Callable[[], Any]]] = [
-        (f"scan {view.value}", functools.partial(store.scan, view)) for view in View
-    ]
-    return [
-        ("claim", lambda: store.claim([request()])),
-        ("renew", lambda: store.renew([Renewal(token, LEASE)])),
-        ("settle", lambda: store.settle([finished])),
-        ("lookup", lambda: store.lookup([(token.queue, token.task_id)])),
-        ("expire", lambda: store.expire([expiry], keep_ms=KEEP)),
-        ("elect", lambda: store.elect("duty", 1000)),
-        ("census", store.census),
-        ("check", store.check),
-        *scans,
-    ]
 
 
 def slots(server: RedisServer, numbers: Iterable[int] = ()) -> None:

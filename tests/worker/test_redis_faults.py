@@ -397,6 +397,26 @@ class TestSentinels:
         assert_finished_once(setup, again)
 
 
+class TestSocket:
+    @pytest.fixture
+    def site(self, tmp_path: Path) -> Iterator[Site]:
+        with RedisServer() as server:
+            url = f"redis+socket://{server.socket}?virtual_host=0"
+            yield from a_site(
+                tmp_path, RedisBroker(tmp_path / "broker", server, url=url), lease=1.0
+            )
+
+    @workers(2)
+    def test_claims_go_where_the_broker_is(self, celery_setup: ProcessSetup) -> None:
+        setup = celery_setup
+        result, killed, *_ = start(setup)
+        with redis_of(setup).client() as client:
+            assert client.hlen("claims:{celery}.c") == 1
+        kill(setup, killed)
+        setup.gates.open("end")
+        assert_finished_once(setup, result)
+
+
 class TestTLS:
     @pytest.fixture
     def server(self, tmp_path: Path) -> Iterator[TLSServer]:
