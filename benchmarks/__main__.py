@@ -11,7 +11,7 @@ import celery
 import click
 from rich.console import Console
 
-from . import footprint, servers, stores, workers
+from . import footprint, peers, servers, stores, workers
 from .measuring import Figure, Measure, Scale, run
 
 MEASURES: Sequence[Measure] = (
@@ -19,6 +19,12 @@ MEASURES: Sequence[Measure] = (
         "tasks/s, prefork: Redis broker, Redis store",
         0.97,
         servers.redis_and_redis,
+        tasks=6000,
+    ),
+    workers.drained(
+        "tasks/s, prefork: RabbitMQ broker, Redis store",
+        0.97,
+        servers.rabbitmq_and_redis,
         tasks=6000,
     ),
     workers.drained(
@@ -49,6 +55,10 @@ MEASURES: Sequence[Measure] = (
         task="bench.sleep",
         args=(0.01,),
     ),
+    peers.beside("celery-once"),
+    peers.beside("celery-singleton"),
+    peers.beside("celery-heimdall"),
+    peers.beside(peers.DEDUPLICATION),
     workers.latency("publish to start, median, added", 1.0, servers.redis_and_redis, 50),
     workers.latency("publish to start, p99, added", 5.0, servers.redis_and_redis, 99),
     stores.one_claim("redis: one claim / one PING", 1.25, stores.redis, stores.ping, 2000),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import redis
 
+from tests.process.rabbit_server import need_rabbitmq, shared_server
 from tests.stores.postgres_server import PostgresServer
 from tests.stores.redis_server import RedisServer
 
@@ -49,6 +50,26 @@ def redis_and_redis(
 
             conf = {"broker_url": broker.url, "worker_prefetch_multiplier": 32 // concurrency or 1}
             yield Setting(conf, store.url, empty, pool=pool, concurrency=concurrency)
+
+    return setting()
+
+
+def rabbitmq_and_redis() -> contextlib.AbstractContextManager[Setting]:
+    @contextlib.contextmanager
+    def setting() -> Iterator[Setting]:
+        need_rabbitmq()
+        broker = shared_server().new_host()
+        try:
+            with redis_server() as store:
+
+                def empty() -> None:
+                    with store.client() as client:
+                        client.flushall()
+
+                conf = {"broker_url": broker.url(), "worker_prefetch_multiplier": 16}
+                yield Setting(conf, store.url, empty)
+        finally:
+            broker.delete()
 
     return setting()
 

@@ -20,7 +20,7 @@ from kombu.exceptions import ChannelError
 
 from tests.process.waiting import wait_until
 
-from .app import CLAIMS, CONF, STARTS
+from .app import CLAIMS, CONF, PEER, STARTS
 from .measuring import Measure, Scale, percentile
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +37,7 @@ class Setting:
         conf: settings of Celery, the broker's among them.
         store: the claims' URL.
         empty: called before each run.
+        peer: the package that locks the tasks, where they are not claimed.
         pool, concurrency: of the worker.
         claims: more settings of ``install``.
     """
@@ -47,6 +48,7 @@ class Setting:
     pool: str = "prefork"
     concurrency: int = 2
     claims: Mapping[str, Any] = field(default_factory=dict)
+    peer: str | None = None
     app: str = "benchmarks.app"
 
 
@@ -117,6 +119,8 @@ def worker(
     }
     if claimed:
         own[CLAIMS] = json.dumps({"url": setting.store, **setting.claims})
+    elif setting.peer is not None:
+        own[PEER] = setting.peer
     command = [
         *(sys.executable, "-m", "celery", "-A", setting.app, "worker"),
         *("--pool", setting.pool, "--concurrency", str(setting.concurrency)),
