@@ -47,6 +47,7 @@ from .redis_record import (
     pack_request,
     pack_text,
     recalled,
+    rows_of,
     shard_of,
     slot_of,
 )
@@ -66,10 +67,12 @@ REGISTER_EVERY = 60.0
 _SUCCESS, _ORPHANED, _TOOK_OVER, _EXHAUSTED, _ALREADY, _FINISHED, _SUPERSEDED = range(7)
 _DONE, _ENDED, _LOST, _UNKNOWN = range(4)
 
+_FIVE = struct.Struct(">5q")
 _FOUR = struct.Struct(">4q")
+_THREE = struct.Struct(">3q")
 _TWO = struct.Struct(">2q")
 
-#: Of one element: the server's clock, then what the script says of it.
+#: Of one element: the server's clock, then the numbers and the text that the script says of it.
 Row = Sequence[Any]
 
 
@@ -120,7 +123,7 @@ class RedisStore(Store):
 
     def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimAnswer]:
         batch = check_batch("requests", requests, ClaimRequest)
-        rows = self._write(_CLAIM, 5, (), map(_key_of, batch), map(pack_request, batch))
+        rows = self._write(_CLAIM, _FIVE, (), map(_key_of, batch), map(pack_request, batch))
         return self._decode(_claim_answer, batch, rows)
 
     def renew(self, renewals: Sequence[Renewal]) -> list[RenewAnswer]:
@@ -145,7 +148,7 @@ class RedisStore(Store):
 
     def lookup(self, keys: Sequence[tuple[str, str]]) -> list[Record | None]:
         pairs = check_keys(keys)
-        rows = self._ask(_LOOKUP, 2, (), pairs, ([] for _ in pairs))
+        rows = self._ask(_LOOKUP, _TWO, (), pairs, ([] for _ in pairs))
         return self._decode(_looked_up, pairs, rows)
 
     def scan(
@@ -159,7 +162,7 @@ class RedisStore(Store):
         batch = check_batch("expiries", expiries, Expiry)
         rows = self._write(
             _EXPIRE,
-            1,
+            _TWO,
             (keep_ms,),
             ((each.queue, each.task_id) for each in batch),
             ([_TWO.pack(each.token, each.expires_at)] for each in batch),
@@ -196,14 +199,18 @@ class RedisStore(Store):
     ) -> list[Row]:
         """Ask with the token alone; with all that a grant says where the store forgot it."""
         rows = self._write(
-            script, 3, (1,), (_key_of(each.token) for each in batch), ([pack(e)] for e in batch)
+            script,
+            _THREE,
+            (1,),
+            (_key_of(each.token) for each in batch),
+            ([pack(e)] for e in batch),
         )
         forgotten = _from_first_unknown(batch, rows)
         if forgotten:
             lost = [batch[number] for number in forgotten]
             again = self._write(
                 script,
-                3,
+                _THREE,
                 (5,),
                 (_key_of(each.token) for each in lost),
                 ([pack(each), *recalled(each.token)] for each in lost),
@@ -215,17 +222,17 @@ class RedisStore(Store):
     def _write(
         self,
         script: Any,
-        width: int,
+        form: struct.Struct,
         head: Sequence[Any],
         keys: Iterable[tuple[str, str]],
         arguments: Iterable[list[bytes]],
     ) -> list[Row]:
-        return self._ask(script, width, head, keys, arguments, writes=True)
+        return self._ask(script, form, head, keys, arguments, writes=True)
 
     def _ask(
         self,
         script: Any,
-        width: int,
+        form: struct.Struct,
         head: Sequence[Any],
         keys: Iterable[tuple[str, str]],
         arguments: Iterable[list[bytes]],
@@ -235,7 +242,7 @@ class RedisStore(Store):
         """A row for each key, in order; a script call for each shard, in one round trip.
 
         Parameters:
-            width: how many values the script answers of a task.
+            form: of the numbers that the script answers of a task, a text's length first.
             head: its arguments before those of the tasks.
         """
         start = [self._offset(), *head]
@@ -264,7 +271,7 @@ class RedisStore(Store):
                 raise self._explain(error.problem, groups[0].shard, task) from error.__cause__
             raise
         for group, reply in zip(groups, replies, strict=True):
-            group.spread(rows, reply, width)
+            group.spread(rows, reply, form)
             if writes and reply[1] and group.shard not in due:
                 self._register([group.shard])
         return rows
@@ -316,12 +323,11 @@ class _Group:
         self.keys.append(self.shard.key(task))
         self.arguments += arguments
 
-    def spread(self, rows: list[Any], reply: list[Any], width: int) -> None:
+    def spread(self, rows: list[Any], reply: list[Any], form: struct.Struct) -> None:
         """Put each task's part of a reply where it belongs."""
-        now = reply[0]
-        for place, number in enumerate(self.numbers):
-            begin = 2 + width * place
-            rows[number] = (now, *reply[begin : begin + width])
+        found = rows_of(reply, form, len(self.numbers))
+        for number, row in zip(self.numbers, found, strict=True):
+            rows[number] = row
 
 
 def _from_first_unknown(batch: Sequence[Any], rows: Sequence[Row]) -> list[int]:
@@ -405,7 +411,7 @@ def _refused(token: ClaimToken, row: Row) -> Ended | Lost:
 
 
 def _looked_up(key: tuple[str, str], row: Row) -> Record | None:
-    _, packed, expires_at = row
+    _, expires_at, packed = row
     return as_record(*key, packed, expires_at) if packed else None
 
 

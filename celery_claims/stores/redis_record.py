@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import struct
 from binascii import crc32
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 from ..protocol import Attempt, ClaimRequest, ClaimToken, Delivery, Outcome, Record, State
 from .base import FORGOTTEN
@@ -19,6 +21,7 @@ __all__ = [
     "pack_request",
     "pack_text",
     "recalled",
+    "rows_of",
     "shard_of",
     "unpack_text",
 ]
@@ -158,6 +161,21 @@ def recalled(token: ClaimToken) -> list[bytes]:
         token.attempt.nesting, token.attempt.retries, token.deaths, token.created_at
     )
     return [*pack_identity(token), numbers]
+
+
+def rows_of(reply: Sequence[Any], form: struct.Struct, count: int) -> list[tuple[Any, ...]]:
+    """What a script answered of so many tasks: of each the clock, its numbers and its text.
+
+    Parameters:
+        form: of the numbers, the length of the text first.
+    """
+    now, _, told = reply
+    begin = form.size * count
+    rows = []
+    for length, *numbers in form.iter_unpack(told[:begin]):
+        rows.append((now, *numbers, told[begin : begin + length]))
+        begin += length
+    return rows
 
 
 def as_record(queue: str, task_id: str, packed: bytes, expires_at: int) -> Record:

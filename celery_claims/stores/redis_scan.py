@@ -7,6 +7,7 @@ no index: it is found by SCAN, a bounded step a page.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from .arguments import decode_cursor, encode_cursor
 from .base import Census, Page, Unreadable, View
 from .redis_damage import damaged_claim, damaged_key, damaged_shard
 from .redis_link import Call, Link, load_script
-from .redis_record import Shard, as_record, unpack_text
+from .redis_record import Shard, as_record, rows_of, unpack_text
 from .redis_url import Target
 
 __all__ = ["Reader"]
@@ -196,7 +197,7 @@ class Reader:
             if isinstance(answer, StoreCorrupt):
                 unreadable.append(damaged_key(shard, task, answer.problem))
                 continue
-            clock, _, packed, expires_at = answer
+            ((clock, expires_at, packed),) = rows_of(answer, _LOOKED_UP, 1)
             now = max(now, clock)
             try:
                 if packed:
@@ -271,3 +272,6 @@ def _escape(text: bytes) -> bytes:
 _PAGE = load_script("page")
 _CENSUS = load_script("census")
 _LOOKUP = load_script("lookup")
+
+#: See lookup.lua: the length of a record, the end of its lease.
+_LOOKED_UP = struct.Struct(">2q")

@@ -2,7 +2,7 @@
 -- Keys: a shard and its tasks (see record.lua).
 -- Arguments: the offset of the clock; then of each task its root, its grant, what only the client
 --   reads, and five 64-bit numbers: lease, nesting, retries, deaths, most deliveries.
--- Answers: the clock and whether the shard is new; then of each task five values:
+-- Answers: the clock and whether the shard is new; then of each task four numbers and a text:
 --   SUCCESS    token, end of lease, deliveries, the record if the grant is an old one
 --   ORPHANED   the same, and cleanup had noticed that the last lease ran out
 --   TOOK_OVER  token, end of lease, deliveries, the record that was taken over
@@ -14,6 +14,10 @@
 local SUCCESS, ORPHANED, TOOK_OVER, EXHAUSTED, ALREADY, FINISHED, SUPERSEDED = 0, 1, 2, 3, 4, 5, 6
 local EXHAUSTED_LEASE = 30000
 
+local function answer(text, code, number, expires_at, deliveries)
+  tell('>i8i8i8i8i8', text, code, number, expires_at, deliveries)
+end
+
 local function grant(key, task, record, wanted, deliveries, code, old)
   local exhausted = deliveries >= wanted.most
   local token = math.max(high_water + 1, now_us, record and record.token + 1 or 0)
@@ -23,7 +27,7 @@ local function grant(key, task, record, wanted, deliveries, code, old)
   raise_high_water(token)
   keep_claimed(key, task, wanted, record)
   if exhausted then code, old = EXHAUSTED, '' end
-  answer(code, token, expires_at, deliveries, old)
+  answer(old, code, token, expires_at, deliveries)
 end
 
 local function decide(key, task, wanted)
@@ -35,22 +39,22 @@ local function decide(key, task, wanted)
     local expires_at = math.max(record.expires_at, now + wanted.lease)
     redis.call('ZADD', EXPIRY, whole(expires_at), task)
     local code = record.deliveries >= wanted.most and EXHAUSTED or SUCCESS
-    return answer(code, record.token, expires_at, record.deliveries, record.packed)
+    return answer(record.packed, code, record.token, expires_at, record.deliveries)
   end
   local same_run = record.root == wanted.root
   if same_run and (record.nesting > wanted.nesting
       or record.nesting == wanted.nesting and record.retries > wanted.retries) then
-    return answer(SUPERSEDED, record.nesting, record.retries, 0, '')
+    return answer('', SUPERSEDED, record.nesting, record.retries, 0)
   end
   if is_live(record) then
-    return answer(ALREADY, 0, record.expires_at, 0, record.packed)
+    return answer(record.packed, ALREADY, 0, record.expires_at, 0)
   end
   local same_attempt = same_run and record.nesting == wanted.nesting
     and record.retries == wanted.retries
   if record.code ~= 0 and not record.free then
     local replayed = record.code == REJECTED and wanted.deaths > record.deaths
     if same_attempt and not replayed then
-      return answer(FINISHED, 0, 0, 0, record.packed)
+      return answer(record.packed, FINISHED, 0, 0, 0)
     end
     return grant(key, task, record, wanted, 0, SUCCESS, '')
   end
@@ -71,4 +75,4 @@ for number = FIRST, #KEYS do
     struct.unpack('>i8i8i8i8i8', ARGV[place + 3])
   decide(KEYS[number], task_of(KEYS[number]), wanted)
 end
-return answers
+return all_told()

@@ -2,7 +2,8 @@
 -- Keys: a shard and its tasks (see record.lua).
 -- Arguments: the offset of the clock; for how long the counters are kept; then of each task two
 --   64-bit numbers: token, end of lease.
--- Answers: the clock and whether the shard is new; then of each task 1 if it was cleaned up, else 0.
+-- Answers: the clock and whether the shard is new; then of each task 1 if it was cleaned up, else 0,
+--   and no text.
 
 local keep = tonumber(ARGV[2])
 
@@ -13,7 +14,7 @@ for number = FIRST, #KEYS do
   local record = find(key, task)
   if not record or record.code ~= 0 or is_live(record)
     or record.token ~= token or record.expires_at ~= expires_at then
-    answer(0)
+    tell('>i8i8', '', 0)
   else
     if record.started then record.deliveries = record.deliveries + 1 end
     if keep > 0 then
@@ -21,7 +22,7 @@ for number = FIRST, #KEYS do
     else
       drop(key, task)
     end
-    answer(1)
+    tell('>i8i8', '', 1)
   end
 end
-return answers
+return all_told()

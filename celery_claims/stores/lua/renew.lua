@@ -3,7 +3,7 @@
 -- Arguments: the offset of the clock; how many arguments a task has, 1 or 5; then of each task four
 --   64-bit numbers: token, lease, 1 to extend, 1 if started; with 5 also its root, its grant, what
 --   only the client reads, and four numbers: nesting, retries, deaths, when it was claimed.
--- Answers: the clock and whether the shard is new; then of each task three values:
+-- Answers: the clock and whether the shard is new; then of each task two numbers and a text:
 --   RENEWED  end of lease, ''
 --   ENDED    0, the record
 --   LOST     0, the record that is there instead, '' for none
@@ -11,6 +11,10 @@
 
 local RENEWED, ENDED, LOST, UNKNOWN = 0, 1, 2, 3
 local width = tonumber(ARGV[2])
+
+local function answer(text, code, number)
+  tell('>i8i8i8', text, code, number)
+end
 
 local function renew(key, task, record, lease, extend, started)
   local wanted = now + lease
@@ -24,7 +28,7 @@ local function renew(key, task, record, lease, extend, started)
     record.expires_at, record.started = expires_at, record.started or started
     keep_claimed(key, task, record, record)
   end
-  answer(RENEWED, expires_at, '')
+  answer('', RENEWED, expires_at)
 end
 
 check_high_water()
@@ -37,15 +41,15 @@ for number = FIRST, #KEYS do
     record = recall(token, place + 1)
   end
   if not record then
-    answer(high_water <= token and UNKNOWN or LOST, 0, '')
+    answer('', high_water <= token and UNKNOWN or LOST, 0)
   elseif record.token ~= token then
-    answer(LOST, 0, record.packed)
+    answer(record.packed, LOST, 0)
   elseif record.code ~= 0 and not record.free then
-    answer(ENDED, 0, record.packed)
+    answer(record.packed, ENDED, 0)
   elseif record.code == NACKED then
-    answer(LOST, 0, '')
+    answer('', LOST, 0)
   else
     renew(key, task, record, lease, extend == 1, started == 1)
   end
 end
-return answers
+return all_told()

@@ -3,7 +3,7 @@
 -- Arguments: the offset of the clock; how many arguments a task has, 1 or 5; then of each task four
 --   64-bit numbers: token, for how long it is kept, code of the outcome, 1 to count a delivery;
 --   with 5 the same as in renew.lua.
--- Answers: the clock and whether the shard is new; then of each task three values:
+-- Answers: the clock and whether the shard is new; then of each task two numbers and a text:
 --   SETTLED  0, ''
 --   ENDED    0, the record
 --   LOST     0, the record that is there instead, '' for none
@@ -11,6 +11,10 @@
 
 local SETTLED, ENDED, LOST, UNKNOWN = 0, 1, 2, 3
 local width = tonumber(ARGV[2])
+
+local function answer(text, code, number)
+  tell('>i8i8i8', text, code, number)
+end
 
 local function settle(key, task, record, keep, code, counted)
   revive(record)
@@ -23,7 +27,7 @@ local function settle(key, task, record, keep, code, counted)
     raise_high_water(record.token + 1)
     drop(key, task)
   end
-  answer(SETTLED, 0, '')
+  answer('', SETTLED, 0)
 end
 
 check_high_water()
@@ -36,15 +40,15 @@ for number = FIRST, #KEYS do
     record = recall(token, place + 1)
   end
   if not record then
-    answer(high_water <= token and UNKNOWN or LOST, 0, '')
+    answer('', high_water <= token and UNKNOWN or LOST, 0)
   elseif record.token ~= token then
-    answer(LOST, 0, record.packed)
+    answer(record.packed, LOST, 0)
   elseif record.code ~= 0 and not record.free then
-    if code == NACKED then answer(ENDED, 0, record.packed) else answer(SETTLED, 0, '') end
+    if code == NACKED then answer(record.packed, ENDED, 0) else answer('', SETTLED, 0) end
   elseif record.code == NACKED then
-    answer(code == NACKED and SETTLED or LOST, 0, '')
+    answer('', code == NACKED and SETTLED or LOST, 0)
   else
     settle(key, task, record, keep, code, counted)
   end
 end
-return answers
+return all_told()
