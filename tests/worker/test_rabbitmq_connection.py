@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 
@@ -190,8 +191,8 @@ def test_a_killed_workers_task_is_taken_over(celery_setup: ProcessSetup, whole_g
 
 @pytest.fixture(scope="module")
 def own_server() -> RabbitServer:
-    """What is done to it, the other tests must not see."""
-    return shared_server("faults")
+    """What is done to it, the other tests must not see, nor those that run at the same time."""
+    return shared_server(f"faults-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}")
 
 
 class TestOwnServer:
