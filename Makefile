@@ -83,10 +83,11 @@ fuzz: $(VENV)/.fuzz  ## Look for input that breaks it, five minutes long (FUZZ_S
 	    -print_final_stats=1 -artifact_prefix=.fuzz/$$target- || exit 1; \
 	done
 
-bench: $(VENV)/.dev servers  ## Measure what claims cost, as ratios (BENCH="--only redis --pairs 9")
-	$(BIN)/python -m benchmarks $(BENCH)
+bench: $(VENV)/.bench servers  ## Measure what claims cost, as ratios (BENCH="--only redis --pairs 9")
+	@mkdir -p .bench
+	$(BIN)/python -m benchmarks --json .bench/figures.json --plots .bench $(BENCH)
 
-bench-quick: $(VENV)/.dev servers  ## See that every measurement works; its figures say little
+bench-quick: $(VENV)/.bench servers  ## See that every measurement works; its figures say little
 	$(BIN)/python -m benchmarks --quick $(BENCH)
 
 numbers: $(VENV)/.dev servers  ## Count runs and overlaps on Redis and RabbitMQ, with claims and without
@@ -108,7 +109,7 @@ servers:  ## Install the servers that the tests start, where apt can
 	$$sudo $(APT) install -y -qq --no-install-recommends $$missing >/dev/null
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) .venv-celery-* docs/_build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) .venv-celery-* docs/_build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz .bench
 
 # ensurepip is what Debian leaves out of its python3; asking for it first avoids a half-made .venv.
 $(BIN)/python:
@@ -143,6 +144,10 @@ $(VENV)/.fuzz: $(PACKAGE) | $(BIN)/python
 # What claims are compared with; installed for nothing else.
 $(VENV)/.peers: benchmarks/peers.txt $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/peers.txt
+	@touch $@
+
+$(VENV)/.bench: benchmarks/requirements.txt $(VENV)/.peers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/requirements.txt
 	@touch $@
 
 $(VENV)/.docs: $(PACKAGE) | $(BIN)/python

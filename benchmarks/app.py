@@ -34,9 +34,10 @@ def make_app(conf: dict[str, Any], *, claims: dict[str, Any] | None, peer: str |
         from celery_claims import install
 
         install(made, tasks=["bench.*"], **claims)
-    made.task(name="bench.nothing", **_of_peer(peer))(nothing)
-    made.task(name="bench.sleep")(sleep)
-    made.task(name="bench.arrive")(arrive)
+    # Not shared: another app of this process has other options for them.
+    made.task(name="bench.nothing", shared=False, **_of_peer(peer))(nothing)
+    made.task(name="bench.sleep", shared=False)(sleep)
+    made.task(name="bench.arrive", shared=False)(arrive)
     return made
 
 

@@ -11,9 +11,20 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["Figure", "Measure", "Scale", "Work", "divide", "percentile", "ratios", "run", "seconds"]
+__all__ = [
+    "Figure",
+    "Measure",
+    "Point",
+    "Scale",
+    "Work",
+    "divide",
+    "percentile",
+    "ratios",
+    "run",
+    "seconds",
+]
 
 #: One call of what is measured; its argument numbers the calls.
 Work = Callable[[int], object]
@@ -36,6 +47,14 @@ class Scale:
         return quick if self.quick else full
 
 
+class Point(NamedTuple):
+    """Where a figure stands: in which plot, in which of its lines or bars, and how far right."""
+
+    plot: str
+    series: str
+    x: float = 0
+
+
 @dataclass(frozen=True)
 class Measure:
     """Something to measure.
@@ -46,6 +65,7 @@ class Measure:
         reached: whether a figure is good enough.
         pairs: makes the values, one for each pair.
         unit: of the values; empty for a ratio.
+        point: its place in a plot; None: it is in none.
     """
 
     name: str
@@ -53,6 +73,7 @@ class Measure:
     reached: Callable[[float], bool]
     pairs: Callable[[Scale], Iterator[float]]
     unit: str = ""
+    point: Point | None = None
 
 
 @dataclass
@@ -62,6 +83,7 @@ class Figure:
     name: str
     target: str
     unit: str
+    point: Point | None = None
     values: list[float] = field(default_factory=list)
     reached: bool | None = None
     failure: str = ""
@@ -76,7 +98,7 @@ class Figure:
 
 def run(measure: Measure, scale: Scale) -> Figure:
     """Measure one thing; an error becomes the figure's ``failure``, for the others go on."""
-    figure = Figure(measure.name, measure.target, measure.unit)
+    figure = Figure(measure.name, measure.target, measure.unit, measure.point)
     try:
         figure.values = list(measure.pairs(scale))
         figure.reached = measure.reached(figure.median)

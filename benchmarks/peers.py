@@ -12,9 +12,9 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from .app import make_app
-from .measuring import Measure, Scale
+from .measuring import Measure, Point, Scale
 from .servers import redis_and_redis
-from .workers import Setting, drain, worker
+from .workers import THROUGHPUT, Setting, drain, worker
 
 __all__ = ["beside"]
 
@@ -41,7 +41,8 @@ def beside(peer: str) -> Measure:
                 yield rate[True] / rate[False]
 
     name = f"tasks/s, published and run: claims / {peer}"
-    return Measure(name, "above 1", lambda found: found > 1, pairs)
+    point = Point(THROUGHPUT, f"claims over {peer}")
+    return Measure(name, "above 1", lambda found: found > 1, pairs, point=point)
 
 
 def _rate(setting: Setting, tasks: int, *, claimed: bool) -> float:

@@ -9,6 +9,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ from celery_claims import open_store
 from celery_claims.protocol import ClaimRequest, ClaimToken, Delivery, Outcome, Renewal, Settlement
 from celery_claims.stores import Store, View
 
-from .measuring import Measure, Scale, Work, divide, percentile, ratios, seconds
+from .measuring import Measure, Point, Scale, Work, divide, percentile, ratios, seconds
 from .servers import plain, postgres_server, redis_server
 
 LEASE_MS = 30_000
 KEEP_MS = 3_600_000
 BATCH = 100
 QUEUE = "bench"
+
+#: The plot of a claim among many others.
+GROWTH = "growth"
 
 #: A store for the time of a run, and something of the same medium to compare it with.
 Opened = contextlib.AbstractContextManager[tuple[Store, Any]]
@@ -230,28 +235,31 @@ def batch(name: str, target: float, opened: Callable[[], Opened], calls: int) ->
     return at_most(name, target, pairs)
 
 
-def growth(
-    name: str, target: float, opened: Callable[[], Opened], most: int, calls: int
-) -> Measure:
-    """A claim among many live ones over one among a thousand."""
+def growth(name: str, target: float, opened: Callable[[], Opened], calls: int) -> Iterator[Measure]:
+    """A claim among many live ones over one among a thousand, for ever more of them."""
+    for most, shown in ((10_000, "10,000"), (100_000, "100,000"), (1_000_000, "1 M")):
+        measure = at_most(
+            f"{name}: a claim among {shown} / among 1,000",
+            target,
+            partial(_grown, opened, most, calls),
+        )
+        yield replace(measure, point=Point(GROWTH, name, most))
 
-    def pairs(scale: Scale) -> Iterator[float]:
-        many = scale.of(most, most // 50)
-        with opened() as (small, _), opened() as (large, _):
-            number = numbers()
-            hour = 3_600_000
-            for store, live in ((small, 1000), (large, many)):
-                for first in range(0, live, 1000):
-                    claim(store, [number(first + part) for part in range(1000)], hour)
-            start = many
-            yield from ratios(
-                lambda n: claim(large, [number(start + n)]),
-                lambda n: claim(small, [number(start + n)]),
-                scale,
-                calls=scale.of(calls, calls // 10),
-            )
 
-    return at_most(name, target, pairs)
+def _grown(opened: Callable[[], Opened], most: int, calls: int, scale: Scale) -> Iterator[float]:
+    many = scale.of(most, most // 50)
+    with opened() as (small, _), opened() as (large, _):
+        number = numbers()
+        hour = 3_600_000
+        for store, live in ((small, 1000), (large, many)):
+            for first in range(0, live, 1000):
+                claim(store, [number(first + part) for part in range(1000)], hour)
+        yield from ratios(
+            lambda n: claim(large, [number(many + n)]),
+            lambda n: claim(small, [number(many + n)]),
+            scale,
+            calls=scale.of(calls, calls // 10),
+        )
 
 
 def cleanup(name: str, target: float, opened: Callable[[], Opened], calls: int) -> Measure:

@@ -21,7 +21,10 @@ from kombu.exceptions import ChannelError
 from tests.process.waiting import wait_until
 
 from .app import CLAIMS, CONF, PEER, STARTS
-from .measuring import Measure, Scale, percentile
+from .measuring import Measure, Point, Scale, percentile
+
+#: The plot of tasks per second.
+THROUGHPUT = "throughput"
 
 ROOT = Path(__file__).parents[1]
 
@@ -161,7 +164,8 @@ def drained(
                 }
                 yield rate[True] / rate[False]
 
-    return Measure(name, f"at least {target}", lambda found: found >= target, pairs)
+    point = Point(THROUGHPUT, name.removeprefix("tasks/s, "))
+    return Measure(name, f"at least {target}", lambda found: found >= target, pairs, point=point)
 
 
 def latency(
