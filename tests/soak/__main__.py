@@ -122,6 +122,8 @@ def report(outcome: Outcome, console: Console) -> None:
     console.print(f"{outcome.sent} tasks sent; {counts or 'no claims'}")
     for complaint in outcome.complaints:
         console.print(complaint)
+    for told in outcome.story:
+        console.print(told)
     if not outcome.complaints:
         console.print("flat: nothing grows, and nothing is left")
 

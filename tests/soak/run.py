@@ -6,18 +6,19 @@ import random
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from celery_claims.protocol import Record
 
 from tests.process.waiting import WaitTimeout, stays, wait_until
 
 from .load import Load
 from .processes import measure_process, processes_of
-from .servers import count_records
+from .servers import read_records
 from .verdict import Finding, Measure, Point, judge
 from .world import Plan, World, made, sender
 
@@ -54,6 +55,7 @@ class Outcome:
         counts: what the workers told of their claims; empty without claims.
         left: messages that nobody took or acknowledged, after a rest.
         kept: records in the store that should have been forgotten by then.
+        story: of what was left, each record and what the workers' logs have of its task.
     """
 
     findings: Sequence[Finding]
@@ -61,6 +63,7 @@ class Outcome:
     counts: Mapping[str, int]
     left: int
     kept: int
+    story: Sequence[str] = ()
 
     @property
     def complaints(self) -> list[str]:
@@ -99,7 +102,10 @@ class Measuring:
         return latest
 
     def records(self) -> int:
-        return 0 if self._store is None else count_records(self._store)
+        return len(self.all_records())
+
+    def all_records(self) -> list[Record]:
+        return [] if self._store is None else read_records(self._store)
 
     def close(self) -> None:
         if self._store is not None:
@@ -131,14 +137,14 @@ class Measuring:
         if self._store is None:
             return {}
         found = {}
-        for node, told in self._ask().items():
+        for node, told in self.ask().items():
             for table in ("active", "held"):
                 name = node.partition("@")[0]
                 found[Measure(f"{name} claims", table, "count")] = float(len(told[table]))
             self.counts[told["owner"]] = Counter(told["counts"])
         return found
 
-    def _ask(self) -> dict[str, Any]:
+    def ask(self) -> dict[str, Any]:
         replies = self.app.control.broadcast(
             "claims", reply=True, timeout=ANSWER, limit=len(self.world.workers)
         )
@@ -166,10 +172,11 @@ def run(plan: Plan, tell: Tell = lambda _: None) -> Outcome:
             load = Load(app, random.Random(f"load {plan.seed}"), plan.rate)
             soak(world, load, measuring, tell)
             left, kept = rest(world, measuring)
+            story = list(told_of(world, measuring)) if left or kept else []
         finally:
             measuring.close()
         counts = sum(measuring.counts.values(), Counter())
-    return Outcome(judge(measuring.points, plan.warm_up), load.sent, counts, left, kept)
+    return Outcome(judge(measuring.points, plan.warm_up), load.sent, counts, left, kept, story)
 
 
 def soak(world: World, load: Load, measuring: Measuring, tell: Tell) -> None:
@@ -203,3 +210,14 @@ def rest(world: World, measuring: Measuring) -> tuple[int, int]:
     except WaitTimeout:
         return world.left(), measuring.records()
     return 0, 0
+
+
+def told_of(world: World, measuring: Measuring) -> Iterator[str]:
+    """What was left, and how it came to that."""
+    for node, told in measuring.ask().items():
+        yield f"{node}: {told}"
+    logs = {name: log.splitlines() for name, log in world.site.logs().items()}
+    for record in measuring.all_records():
+        yield repr(record)
+        for name, lines in logs.items():
+            yield from (f"{name}: {line}" for line in lines if record.task_id in line)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from celery_claims.protocol import Record
 from celery_claims.stores import Store, View
 
 from tests.process.rabbit_broker import RabbitBroker
@@ -13,7 +14,7 @@ from tests.process.redis_broker import RedisBroker
 from tests.stores.postgres_server import PostgresServer
 from tests.stores.redis_server import RedisServer
 
-__all__ = ["Probe", "count_records", "probe_broker", "probe_store"]
+__all__ = ["Probe", "read_records", "probe_broker", "probe_store"]
 
 #: Answers values by what they are and their kind, of ``verdict.TOLERATED``.
 Probe = Callable[[], Mapping[tuple[str, str], float]]
@@ -84,12 +85,12 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def count_records(store: Store) -> int:
+def read_records(store: Store) -> list[Record]:
     """All records that there are; the cost is theirs."""
-    count, cursor = 0, None
+    records, cursor = list[Record](), None
     while True:
         page = store.scan(View.ALL, cursor=cursor, limit=1000)
-        count += len(page.records)
+        records += page.records
         cursor = page.cursor
         if cursor is None:
-            return count
+            return records
