@@ -114,6 +114,9 @@ class Gate:
     def connected(self) -> None:
         """A connection is there, and nothing has been received on it."""
         consumer = self._consumer
+        # Celery ends timers together with a connection; what they were for ended with it as well.
+        self._gathering = False
+        self._end_alarm()
         if not has_fixed_prefetch(consumer):
             self._room = SharedRoom(consumer.qos, self._max_held)
             return
@@ -445,10 +448,14 @@ class Gate:
         # One that should have come does not count: perhaps it went with its timer.
         if at is None or (self._alarm is not None and now < self._alarm_at <= at):
             return
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self._end_alarm()
         self._alarm_at = at
         self._alarm = self._consumer.timer.call_after(max(at - now, SHORTEST_ALARM), self.ring)
+
+    def _end_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     def disconnected(self) -> None:
         """The connection is gone, and with it every message that waits."""

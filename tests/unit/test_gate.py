@@ -253,6 +253,15 @@ class TestAlarm:
             self.at(gate, now, alarm)
         assert [at for at, _ in alarms] == [105, 108, 203]
 
+    def test_with_a_connection_there_are_none(
+        self, gate: Gate, alarms: list[tuple[float, MagicMock]]
+    ) -> None:
+        """Celery may have ended them with the last one, and what is held is held anew."""
+        self.at(gate, 100, 105)
+        gate.connected()
+        self.at(gate, 101, 107)
+        assert [(at, entry.cancel.called) for at, entry in alarms] == [(105, True), (107, False)]
+
     def test_an_earlier_one_takes_its_place(
         self, gate: Gate, alarms: list[tuple[float, MagicMock]]
     ) -> None:
