@@ -19,6 +19,7 @@ from tests.process.waiting import WaitTimeout, stays, wait_until
 from .environment import LEDGER, PROTECTION
 from .faults import Faults
 from .load import KINDS, Load
+from .trace import POPPED, commands_in, traces
 from .verdict import Verdict, judge
 from .world import Plan, World, made
 
@@ -65,6 +66,8 @@ def run(plan: Plan, tell: Tell = lambda _: None) -> Outcome:
         faults.end()
         rest(world, load, tell)
         logs = world.site.logs()
+        broker = world.broker_server
+        found = traces(commands_in(broker.folder)) if plan.broker == "redis" else {}
         verdict = judge(
             load.sent,
             world.site.journal.runs(),
@@ -72,6 +75,7 @@ def run(plan: Plan, tell: Tell = lambda _: None) -> Outcome:
             world.happenings,
             seen_in(logs),
             plan.lease,
+            {task_id for task_id, way in found.items() if way[-1] == POPPED},
         )
     return Outcome(verdict, faults.counts, logs)
 

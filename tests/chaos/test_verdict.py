@@ -27,9 +27,10 @@ def judged(
     writes: tuple[Write, ...] = (),
     seen: bool = True,
     sure: bool = True,
+    dropped: tuple[str, ...] = (),
 ) -> Verdict:
     sent = [Sent("short", ("a",), sure=sure)]
-    return judge(sent, runs, writes, faults, {"a"} if seen else set(), LEASE)
+    return judge(sent, runs, writes, faults, {"a"} if seen else set(), LEASE, dropped)
 
 
 def killed(pid: int, at: float) -> Happening:
@@ -51,6 +52,12 @@ def test_a_task_that_no_worker_saw_is_the_brokers() -> None:
     verdict = judged(seen=False)
     assert (verdict.swallowed, verdict.lost, verdict.violations) == (1, 0, [])
     assert verdict.swallowed_retries == 0
+
+
+def test_a_task_that_was_put_back_and_then_dropped_is_the_brokers() -> None:
+    """A worker saw it and died; what a broker's trace ends with tells what came after."""
+    verdict = judged(ran(1, 2, "died"), faults=(killed(1, 2),), dropped=("a",))
+    assert (verdict.swallowed, verdict.lost, verdict.violations) == (1, 0, [])
 
 
 def test_a_retry_that_no_worker_saw_is_the_brokers() -> None:

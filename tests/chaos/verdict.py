@@ -28,8 +28,8 @@ class Verdict:
     Parameters:
         sent: tasks that were sent for sure, each of a chain or chord counted.
         finished: those of them that ran to their end.
-        swallowed: those that no worker ever saw: the broker lost them on the way, or what protects
-            them did not let them be sent.
+        swallowed: those that no worker ever saw, or saw no more after they were put back: the
+            broker lost them on the way, or what protects them did not let them be sent.
         swallowed_retries: those of them that had been run, and whose retry nobody saw, with what
             follows them.
         lost: those that a worker saw, and that never ended.
@@ -61,6 +61,7 @@ def judge(
     happenings: Sequence[Happening],
     seen: Collection[str],
     lease: float,
+    dropped: Collection[str] = (),
 ) -> Verdict:
     """Judge a run after everything has come to rest.
 
@@ -71,12 +72,13 @@ def judge(
         happenings: the faults.
         seen: ids of messages that some worker had; of later attempts, with the attempt.
         lease: seconds.
+        dropped: ids of which the broker gave the last message away and never heard of it again.
     """
     verdict = Verdict()
     of_task: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         of_task[run.task_id].append(run)
-    trial = _Trial(verdict, happenings, lease)
+    trial = _Trial(verdict, happenings, lease, dropped)
     trial.count_sent(sent, of_task, seen)
     for task_runs in of_task.values():
         trial.count_repeated(task_runs)
@@ -96,6 +98,7 @@ class _Trial:
     verdict: Verdict
     happenings: Sequence[Happening]
     lease: float
+    dropped: Collection[str]
 
     def count_sent(
         self, sent: Iterable[Sent], of_task: dict[str, list[Run]], seen: Collection[str]
@@ -107,7 +110,7 @@ class _Trial:
                 self.verdict.sent += 1
                 if any(run.event == "finish" for run in of_task[task_id]):
                     self.verdict.finished += 1
-                elif gone or _awaited(task_id, of_task[task_id]) not in seen:
+                elif gone or self._is_gone(task_id, of_task[task_id], seen):
                     is_retry = gone_retry or bool(of_task[task_id])
                     gone, gone_retry = True, is_retry
                     self.verdict.swallowed += 1
@@ -118,6 +121,10 @@ class _Trial:
                 else:
                     self.verdict.lost += 1
                     self._violate(f"{each.kind} never finished", of_task[task_id], task_id)
+
+    def _is_gone(self, task_id: str, runs: Sequence[Run], seen: Collection[str]) -> bool:
+        """Whether its last message reached no worker."""
+        return task_id in self.dropped or _awaited(task_id, runs) not in seen
 
     def count_repeated(self, runs: list[Run]) -> None:
         attempts: dict[int, list[Run]] = defaultdict(list)
