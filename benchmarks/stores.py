@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -16,7 +18,7 @@ from typing import Any
 
 from celery_claims import open_store
 from celery_claims.protocol import ClaimRequest, ClaimToken, Delivery, Outcome, Renewal, Settlement
-from celery_claims.stores import Store, View
+from celery_claims.stores import Store
 
 from .measuring import Measure, Point, Scale, Work, divide, percentile, ratios, seconds
 from .servers import plain, postgres_server, redis_server
@@ -280,10 +282,16 @@ def cleanup(name: str, target: float, opened: Callable[[], Opened], calls: int) 
 
 
 def while_sweeping(store: Store, calls: int) -> list[float]:
-    sweeper = threading.Thread(target=sweep, args=(store,))
-    sweeper.start()
-    found = latencies(store, calls, lambda: not sweeper.is_alive())
-    sweeper.join()
+    """In a process of its own, as another worker's sweep is: a thread would take turns with us."""
+    command = [sys.executable, "-m", "benchmarks.sweeping", store.name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as sweeper:
+        assert sweeper.stdin is not None and sweeper.stdout is not None
+        # It is ready, and begins when it is told to.
+        sweeper.stdout.readline()
+        sweeper.stdin.close()
+        found = latencies(store, calls, lambda: sweeper.poll() is not None)
+    if sweeper.returncode:
+        raise RuntimeError("the sweeper failed: its error stands above")
     return found
 
 
@@ -300,16 +308,6 @@ def seconds_of(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def sweep(store: Store) -> None:
-    cursor = None
-    while True:
-        page = store.scan(View.ORPHANED, cursor=cursor, limit=100)
-        store.expire([record.as_expiry() for record in page.records], keep_ms=KEEP_MS)
-        cursor = page.cursor
-        if cursor is None:
-            return
 
 
 def renewal_share(name: str, target: float) -> Measure:
