@@ -11,6 +11,8 @@ SPREAD = --numprocesses $(JOBS) --dist worksteal
 TESTS ?=
 #: How long each target of the fuzzer runs, in seconds.
 FUZZ_SECONDS ?= 60
+#: Arguments of the simulation, e.g. make simulate SIMULATE="--seeds 1000", "--seed 7" for a timeline
+SIMULATE ?=
 #: Arguments of a chaos run, e.g. make chaos CHAOS="--seconds 600 --seed 7"
 CHAOS ?=
 #: Arguments of a soak, e.g. make soak SOAK="--minutes 60 --broker redis --store redis"
@@ -33,7 +35,7 @@ SERVERS := redis-server postgresql pgbouncer rabbitmq-server spin gcc libc6-dev
 APT := env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-versions proof chaos chaos-peers soak lint format fuzz bench bench-quick numbers docs servers clean
+.PHONY: help demo test test-oldest test-versions proof simulate chaos chaos-peers soak lint format fuzz bench bench-quick numbers docs servers clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -56,6 +58,9 @@ test-celery-%: .venv-celery-%/.dev
 
 proof: servers $(VENV)/.dev  ## Prove every store linearizable while everything breaks (half an hour)
 	$(BIN)/python -m tests.proof.run $(PROOF)
+
+simulate: $(VENV)/.dev  ## Simulate workers through 5,000 seeds of faults (two minutes)
+	$(BIN)/python -m tests.simulation $(SIMULATE)
 
 chaos: servers $(VENV)/.dev  ## Kill, freeze and cut off real workers, and count what is lost (minutes)
 	$(BIN)/python -m tests.chaos --broker redis $(CHAOS)

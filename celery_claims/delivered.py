@@ -65,12 +65,16 @@ class Delivered:
         self.directly = False
 
     def acknowledge(self, log: Any, errors: Any) -> None:
-        """Tell the broker."""
-        (self.message.ack_log_error if self.directly else self._acknowledge)(log, errors)
+        """Tell the broker, unless it has been told: twice would end the worker."""
+        if not self.answered:
+            self.answered = True
+            (self.message.ack_log_error if self.directly else self._acknowledge)(log, errors)
 
     def reject(self, log: Any, errors: Any, requeue: bool = False) -> None:
-        """Tell the broker."""
-        (self.message.reject_log_error if self.directly else self._reject)(log, errors, requeue)
+        """Tell the broker, unless it has been told."""
+        if not self.answered:
+            self.answered = True
+            (self.message.reject_log_error if self.directly else self._reject)(log, errors, requeue)
 
 
 def fields_of(message: Any, body: Any) -> Mapping[str, Any]:

@@ -129,6 +129,7 @@ class Desk:
             return []
         if isinstance(answer, AlreadyClaimed):
             case.denied = True
+            case.token = None
             return self._hold(case, now + self.lines.pause(case, answer), answer)
         self.lines.leave(case, now)
         case.held = False
@@ -181,6 +182,10 @@ class Desk:
             case.phase = Phase.DONE
             actions.append(Action(Do.RETURN, case))
         return actions
+
+    def giving_up(self, actions: list[Action]) -> list[tuple[Case, Settlement]]:
+        """What to give back with the deliveries of ``overdue``."""
+        return list(self._give_back(self._unsure([action.case for action in actions])))
 
     def next_alarm(self) -> float | None:
         """When ``due`` or ``overdue`` may have something to say again."""
@@ -260,17 +265,24 @@ class Desk:
             if case.unrecorded is not None and case.record_at <= now
         ]
 
-    def returned(self, case: Case, now: float, *, at_broker: bool = True) -> list[Action]:
+    def returned(
+        self, case: Case, now: float, *, at_broker: bool = True, unsure: bool = False
+    ) -> list[Action]:
         """The body of a lost or hung case has stopped: the delivery waits like any duplicate.
 
         Parameters:
             at_broker: its message is not acknowledged.
+            unsure: the body did not begin, for the store did not confirm a claim that may well be
+                held: the same grant asks again, so that nobody waits for its end, or takes a body
+                that never was for one that died.
         """
         case.at_broker = at_broker
         self._deactivate(case, now)
         case.phase = Phase.HELD
-        case.grant_id = self.new_grant()
-        case.token = None
+        unsure = unsure and not case.lost
+        if not unsure:
+            case.grant_id = self.new_grant()
+            case.token = None
         case.ending = case.unrecorded = None
         case.lost = case.hung = case.silent = case.start_known = False
         case.pauses = 0
@@ -278,6 +290,9 @@ class Desk:
         if case.connection != self.connection:
             case.phase = Phase.DONE
             return []
+        if unsure:
+            # Its claim is what the others of its line would wait for.
+            self.lines.join(case, first=True)
         return self._hold(case, now + FIRST_PAUSE)
 
     # leases
@@ -295,7 +310,7 @@ class Desk:
     ) -> list[Action]:
         """The store answered a renewal that was asked for at ``asked_at``."""
         self.outage.end()
-        if renewal.token is not case.token:
+        if renewal.token is not case.token or case.phase is Phase.HELD:
             return []
         case.unreadable = False
         if isinstance(answer, Renewed):
@@ -341,10 +356,11 @@ class Desk:
             what to give back, for it never reached the pool.
         """
         self.connection += 1
+        unstarted = [case for case in self._active.values() if case.phase is Phase.CLAIMED]
+        unstarted += self._unsure(self.lines.waiting())
         for case in self.lines.dissolve():
             case.phase = Phase.DONE
         self.patience.forget_all()
-        unstarted = [case for case in self._active.values() if case.phase is Phase.CLAIMED]
         return list(self._give_back(unstarted))
 
     def closing(self, survives: Callable[[Case], bool]) -> list[tuple[Case, Settlement]]:
@@ -358,7 +374,15 @@ class Desk:
             for case in self._active.values()
             if case.unrecorded is None and not case.silent and not case.lost and not survives(case)
         ]
-        return list(self._give_back(left))
+        return list(self._give_back(left + self._unsure(self.lines.waiting())))
+
+    def unbegun(self, case: Case) -> Settlement | None:
+        """The body did not begin, for the store did not confirm its claim, and its message has
+        gone to somebody with its connection: what to give back; None: the message is here."""
+        if case.lost or case.connection == self.connection:
+            return None
+        case.phase = Phase.ENDED
+        return self._settle(case, Decision(Outcome.NACKED))
 
     def active(self) -> list[Case]:
         """Cases under a claim of this worker, and lost ones whose body has not stopped."""
@@ -386,6 +410,10 @@ class Desk:
         case.held = True
         self.patience.begin(case)
         return [Action(Do.HOLD, case, answer)]
+
+    def _unsure(self, waiting: list[Case]) -> list[Case]:
+        """Those whose claim may be held; see ``returned``."""
+        return [case for case in waiting if case.token is not None]
 
     def _cannot_ask(self, case: Case, ask_at: float) -> list[Action]:
         if not self.run_when_down or case.denied:

@@ -345,10 +345,14 @@ class Gate:
         delivered = self._delivered.get(case)
         return delivered.request.worker_pid if delivered and delivered.request else None
 
-    def come_back(self, case: Case, *, started: bool = False) -> None:
+    def come_back(self, case: Case, *, started: bool = False, unsure: bool = False) -> None:
         """A body was stopped, or refused to start: its delivery waits at the gate again.
 
         One that was acknowledged early and had started is at its end: it runs at most once.
+
+        Parameters:
+            started: the body had begun.
+            unsure: its claim may be held.
         """
         delivered = self._delivered.get(case)
         if delivered is None:
@@ -364,7 +368,7 @@ class Gate:
             self._forget(case)
             return
         at_broker = not (delivered.answered or delivered.let_go)
-        actions = self._keeper.returned(case, at_broker=at_broker)
+        actions = self._keeper.returned(case, at_broker=at_broker, unsure=unsure)
         if actions:
             self.loop.call(self.perform, actions)
         else:
@@ -391,9 +395,7 @@ class Gate:
         case = delivered.case
         recorded = None if case.lost else record(case)
         if recorded:
-            if not delivered.answered:
-                delivered.answered = True
-                send()
+            send()
             if case.phase is Phase.DONE:
                 self._forget(case)
         elif recorded is None:
@@ -450,7 +452,12 @@ class Gate:
             return
         self._end_alarm()
         self._alarm_at = at
-        self._alarm = self._consumer.timer.call_after(max(at - now, SHORTEST_ALARM), self.ring)
+        self._alarm = self._consumer.timer.call_after(max(at - now, SHORTEST_ALARM), self._rang)
+
+    def _rang(self) -> None:
+        # Over, also if it came a hair before its time, by a clock that is read again.
+        self._alarm = None
+        self.ring()
 
     def _end_alarm(self) -> None:
         if self._alarm is not None:

@@ -38,11 +38,11 @@ class Lines:
     def __contains__(self, key: Key) -> bool:
         return key in self._lines
 
-    def join(self, case: Case) -> None:
-        """Stand at the end of the line, unless it stands there already."""
+    def join(self, case: Case, *, first: bool = False) -> None:
+        """Stand at the end of the line, or at its head, unless it stands there already."""
         line = self._lines.setdefault(case.key, deque())
         if case not in line:
-            line.append(case)
+            (line.appendleft if first else line.append)(case)
 
     def leave(self, case: Case, wake_at: float) -> None:
         """Out of the line; whoever is first then asks at ``wake_at``."""

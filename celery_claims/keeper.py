@@ -136,7 +136,10 @@ class Keeper:
 
     def overdue(self) -> list[Action]:
         with self.lock:
-            return self.desk.overdue(self._clock())
+            actions = self.desk.overdue(self._clock())
+            settlements = self.desk.giving_up(actions)
+        self._give_back(settlements, [case for case, _ in settlements])
+        return actions
 
     # runs
 
@@ -189,13 +192,17 @@ class Keeper:
         """As ``acknowledging``, for a rejection."""
         with self.lock:
             settlement = self.desk.rejecting(case, requeue=requeue)
+        if requeue and settlement is not None:
+            # If the connection breaks before the broker hears of it, no claim tells of its message.
+            self.leave([case])
         return self._settle(case, settlement)
 
     def returning(self, case: Case, *, cancelled: bool) -> Outcome | None:
         """Record what is left when the pool's callback is over; the outcome, if this did it."""
         with self.lock:
             settlement = self.desk.returning(case, cancelled=cancelled)
-            silent = case.silent
+            # An end that is told again is settled then, and its acknowledgement waits for that.
+            silent = case.silent and case.unrecorded is None
         if settlement is None:
             if silent:
                 self._recorded(case)
@@ -226,11 +233,21 @@ class Keeper:
         if not known:
             self.tell("lost", case, "its body found the claim gone")
 
-    def returned(self, case: Case, *, at_broker: bool) -> list[Action]:
-        """The body is over and the delivery is still ours: back to the gate."""
+    def returned(self, case: Case, *, at_broker: bool, unsure: bool = False) -> list[Action]:
+        """The body is over and the delivery is still ours: back to the gate.
+
+        Parameters:
+            unsure: see ``Desk.returned``.
+        """
+        if unsure:
+            with self.lock:
+                settlement = self.desk.unbegun(case)
+            if settlement is not None:
+                self._settle(case, settlement)
+                return []
         self._by_grant.pop(case.grant_id, None)
         with self.lock:
-            actions = self.desk.returned(case, self._clock(), at_broker=at_broker)
+            actions = self.desk.returned(case, self._clock(), at_broker=at_broker, unsure=unsure)
         self.ring()
         return actions
 
@@ -336,21 +353,24 @@ class Keeper:
     def disconnected(self) -> None:
         """The broker's connection is gone: give back what had not reached the pool."""
         with self.lock:
+            in_hand = [*self.desk.active(), *self.desk.lines.waiting()]
             settlements = self.desk.disconnected()
-        self._give_back(settlements)
+        self._give_back(settlements, in_hand)
 
     def closing(self, survives: Callable[[Case], bool]) -> None:
         """The worker ends: give back what does not run any more."""
         with self.lock:
+            in_hand = [*self.desk.active(), *self.desk.lines.waiting()]
             settlements = self.desk.closing(survives)
-        self._give_back(settlements)
+        self._give_back(settlements, in_hand)
 
-    def _give_back(self, settlements: list[tuple[Case, Settlement]]) -> None:
-        if not settlements:
+    def _give_back(self, settlements: list[tuple[Case, Settlement]], in_hand: list[Case]) -> None:
+        if not in_hand:
             return
         # What is not given back is not lost: its lease runs out and it is taken over then. That is
         # also how a sweep finds the message of a claim that the broker could not be told of.
-        if not self.leave([case for case, _ in settlements]):
+        told = self.leave(in_hand)
+        if not told or not settlements:
             for case, _ in settlements:
                 self._recorded(case)
             return

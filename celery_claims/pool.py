@@ -21,7 +21,7 @@ from .keeper import Keeper
 from .protocol import Outcome
 from .seams import is_terminating, job_owner, keep_if_sent, unfinished_jobs, was_cancelled
 from .settling import Ending
-from .tracer import LostRun, NotRun, Recorded, acks_on
+from .tracer import LostRun, NotRun, Recorded, Unsure, acks_on
 
 __all__ = ["PoolWatch"]
 
@@ -134,7 +134,7 @@ class Watch:
             return
         if isinstance(runtime, (LostRun, NotRun)):
             lost = isinstance(runtime, LostRun)
-            self._come_back(started=lost, lost=lost)
+            self._come_back(started=lost, lost=lost, unsure=isinstance(runtime, Unsure))
             return
         ending = self._ending(value) if failed else Ending.SUCCESS
         plain = (failed, value, None if runtime is None else float(runtime))
@@ -184,13 +184,19 @@ class Watch:
             if callback is not None:
                 callback(*args, **kw)
         finally:
-            cancelled = was_cancelled(self._request)
-            outcome = self._keeper.returning(case, cancelled=cancelled)
-            stays = not (cancelled or is_terminating())
-            if outcome is Outcome.NACKED and case.incoming.late and stays:
-                self._gate.come_back(case)
-            else:
-                self._gate.over(case)
+            # It may be back at the gate already, for the claim was found lost at its end.
+            if case.grant_id == self._grant_id:
+                self._return()
+
+    def _return(self) -> None:
+        case = self._case
+        cancelled = was_cancelled(self._request)
+        outcome = self._keeper.returning(case, cancelled=cancelled)
+        stays = not (cancelled or is_terminating())
+        if outcome is Outcome.NACKED and case.incoming.late and stays:
+            self._gate.come_back(case)
+        else:
+            self._gate.over(case)
 
     def _is_cut_off(self) -> bool:
         """A cold shutdown killed the child and Celery does not know: it would report a failure and
@@ -201,14 +207,14 @@ class Watch:
         late = self._case.incoming.late
         return late and is_terminating() and not was_cancelled(self._request)
 
-    def _come_back(self, *, started: bool, lost: bool = False) -> None:
+    def _come_back(self, *, started: bool, lost: bool = False, unsure: bool = False) -> None:
         if self._case.grant_id != self._grant_id:
             return
         if lost:
             self._keeper.found_lost(self._case)
         if self._case.hung and not self._case.lost:
             self._keeper.stopped_hung(self._case)
-        self._gate.come_back(self._case, started=started)
+        self._gate.come_back(self._case, started=started, unsure=unsure)
 
     def _ending(self, einfo: ExceptionInfo) -> Ending:
         exc = einfo.exception

@@ -84,7 +84,7 @@ class Run:
         if not self.passport.mark_start and self._clock() < self.trusted_until:
             return True
         try:
-            return self._renew(started=True)
+            return self._confirm()
         except StoreError:
             return False
 
@@ -99,7 +99,7 @@ class Run:
         if self._clock() < self.trusted_until:
             return
         try:
-            held = self._renew(started=True)
+            held = self._confirm()
         except StoreError as error:
             if self.passport.strict:
                 raise ClaimLost(self._loss("the store does not answer")) from error
@@ -138,6 +138,14 @@ class Run:
         except StoreError:
             return False
         return None if isinstance(answer, Lost) else True
+
+    def _confirm(self) -> bool:
+        """Renew; once more if the process stood still for so long that the answer is old."""
+        while self._renew(started=True):
+            if self._clock() < self.trusted_until:
+                # The worker may have found it lost meanwhile.
+                return not self.lost
+        return False
 
     def _renew(self, *, started: bool) -> bool:
         asked_at = self._clock()

@@ -20,7 +20,7 @@ class Touching:
 
     Parameters:
         deliveries: the broker's, for the heartbeat's thread alone.
-        leaving: the same for the consumer's: with gevent a connection belongs to its thread.
+        leaving: the same for all other threads: with gevent a connection belongs to its thread.
         every: most seconds between two touches of a message.
     """
 
@@ -32,22 +32,26 @@ class Touching:
         self._every = min(every, deliveries.touch_every)
         self._at = 0.0
         self._known: set[InHand] = set()
-        # From one thread to the other.
+        # From one thread to the other: what the broker was told of, and what it was not.
         self._left: deque[InHand] = deque()
+        self._untold: deque[InHand] = deque()
+        self._owed: set[InHand] = set()
 
     def leave(self, cases: Iterable[Case]) -> bool:
         """These go out of the worker's hands with their connection, or with the worker, and may
         never have been touched: do it now, so that a sweep finds them if kombu does not put them
-        back. On the consumer's thread.
+        back. On any thread but the heartbeat's.
 
         Returns:
-            False: it did not reach the broker, and only their claims tell of their messages.
+            False: it did not reach the broker, and only their claims tell of their messages, until
+            a later beat reaches it.
         """
         left = {_in_hand(case) for case in cases}
         try:
             self.leaving.touch(sorted(left))
         except StoreError as error:
             logger.warning("the broker is not told of %d messages: %s", len(left), error)
+            self._untold.extend(left)
             return False
         self._left.extend(left)
         return True
@@ -73,6 +77,9 @@ class Touching:
         mine = {_in_hand(case) for case in cases}
         while self._left:
             self._known.add(self._left.popleft())
+        while self._untold:
+            self._owed.add(self._untold.popleft())
+        mine |= self._owed
         if now >= self._at:
             # Also after a failure, so that a broker that is down is not asked all the time.
             self._at = now + self._every
@@ -95,6 +102,7 @@ class Touching:
         if self.failed:
             logger.info("the broker knows of this worker's messages again")
         self.failed = False
+        self._owed.clear()
         self._known = known
         return len(mine)
 

@@ -19,7 +19,7 @@ from .headers import HEADER, Passport
 from .protocol import Outcome
 from .run import ClaimLost, Run, enter, leave, run_of
 
-__all__ = ["LostRun", "NotRun", "Recorded", "acks_on", "guard", "wrap_tracer"]
+__all__ = ["LostRun", "NotRun", "Recorded", "Unsure", "acks_on", "guard", "wrap_tracer"]
 
 #: Methods of a task that publish a continuation of it.
 CONTINUATIONS = ("retry", "replace")
@@ -41,6 +41,10 @@ class LostRun(float):
 
 class NotRun(float):
     """In place of a runtime: the body was not started, for its claim is gone."""
+
+
+class Unsure(NotRun):
+    """The body was not started, for the store did not say whether its claim is held."""
 
 
 def guard(task: Task) -> None:
@@ -103,7 +107,8 @@ def wrap_tracer(
             return trace(uuid, args, kwargs, request)
         run = new_run(Passport.from_header(header))
         if not run.begin():
-            return trace_ok_t(None, None, NotRun(), None)
+            why = NotRun() if run.lost else Unsure()
+            return trace_ok_t(None, None, why, None)
         mark = enter(run)
         try:
             traced = trace(uuid, args, kwargs, request)

@@ -745,3 +745,34 @@ def test_only_a_submitted_body_can_be_given_up(desk: Desk, phase: Phase) -> None
         desk.ended(case, Ending.SUCCESS, recorded=False)
     desk.unsubmitted(case)
     assert case.phase is phase
+
+
+def test_a_start_that_was_not_confirmed_asks_again_under_its_grant() -> None:
+    """Promise 8: its claim may be held and its start be marked; taken over by the next copy, it
+    would count as a death. It stands before the copies, which wait for its end."""
+    desk = make_desk()
+    case = running_case(desk)
+    copy, _ = desk.receive(incoming(), 1.0)
+    grant_id = case.grant_id
+    assert kinds(desk.returned(case, 2.0, unsure=True)) == [Do.HOLD]
+    assert case.grant_id == grant_id
+    assert desk.due(100.0) == [case]
+    assert kinds(desk.answered(case, success(case), 100.0, 100.0)) == [Do.RUN]
+    assert copy.phase is Phase.HELD
+
+
+def test_a_claim_that_may_be_held_is_given_back_with_its_connection() -> None:
+    desk = make_desk()
+    case = running_case(desk)
+    desk.returned(case, 2.0, unsure=True)
+    ((given_back, settlement),) = desk.disconnected()
+    assert given_back is case
+    assert (settlement.outcome, settlement.counted) == (Outcome.NACKED, False)
+
+
+def test_a_claim_that_another_has_is_not_given_back() -> None:
+    desk = make_desk()
+    case = running_case(desk)
+    desk.returned(case, 2.0, unsure=True)
+    desk.answered(case, denied(), 3.0, 3.0)
+    assert desk.disconnected() == []

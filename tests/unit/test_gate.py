@@ -268,3 +268,14 @@ class TestAlarm:
         self.at(gate, 100, 105)
         self.at(gate, 101, 102)
         assert [(at, entry.cancel.called) for at, entry in alarms] == [(105, True), (102, False)]
+
+
+def test_the_broker_is_told_of_a_message_once() -> None:
+    """Kombu raises at the second time, which ends the worker: an early acknowledgement of a run
+    that was taken over before it began is followed by the skipping of a finished attempt."""
+    delivered = Delivered(MagicMock(), None, MagicMock(), MagicMock(), None, MagicMock())
+    delivered.acknowledge("log", "errors")
+    delivered.acknowledge("log", "errors")
+    delivered.reject("log", "errors", True)
+    delivered._acknowledge.assert_called_once_with("log", "errors")
+    delivered._reject.assert_not_called()

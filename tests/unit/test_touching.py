@@ -104,3 +104,21 @@ def test_what_the_broker_cannot_be_told_of_is_left_to_its_claim(
     leaving.up = False
     assert not touching.leave([case("a"), case("b")])
     assert "2 messages" in caplog.text
+
+
+def test_what_the_broker_could_not_be_told_of_is_told_as_soon_as_it_answers(
+    touching: Touching, deliveries: FakeDeliveries, leaving: FakeDeliveries
+) -> None:
+    """Promise 6: kombu may not have put it back either, when the broker went."""
+    leaving.up = deliveries.up = False
+    assert not touching.leave([case("b")])
+    assert touching.run_once([case("a")], 0.0) == 0
+    deliveries.up = True
+    assert touching.run_once([case("a")], 10.0) == 2
+    touching.run_once([case("a")], 20.0)
+    touching.run_once([case("a")], 30.0)
+    assert deliveries.touches == [
+        ([in_hand("a"), in_hand("b")], []),
+        ([in_hand("a")], [in_hand("b")]),
+        ([in_hand("a")], []),
+    ]

@@ -1,0 +1,354 @@
+"""Bugs that are put into the package on purpose: a simulation that does not find them is worth
+nothing. Each breaks one promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+from unittest import mock
+
+from celery_claims.case import Case, Phase
+from celery_claims.delivered import Delivered
+from celery_claims.desk import Desk
+from celery_claims.gate import Gate
+from celery_claims.heartbeat import Heartbeat
+from celery_claims.holding import Lines
+from celery_claims.keeper import Keeper
+from celery_claims.pool import Watch
+from celery_claims.protocol import Outcome
+from celery_claims.run import Run
+from celery_claims.stores import memory
+from celery_claims.sweep import Sweeper
+from celery_claims.touching import Touching
+
+from .plan import Plan, plan_of
+
+__all__ = ["HUNTS", "Hunt"]
+
+Bug = Callable[[], Any]
+
+
+def held_copies_are_acknowledged() -> Any:
+    hold = Gate._hold
+
+    def held(self: Gate, delivered: Any, action: Any) -> None:
+        hold(self, delivered, action)
+        delivered.acknowledge(None, ())
+
+    return mock.patch.object(Gate, "_hold", held)
+
+
+def renewals_stop() -> Any:
+    return mock.patch.object(Desk, "_renews", lambda self, case, now: case.phase is Phase.CLAIMED)
+
+
+def a_stale_token_settles() -> Any:
+    decide = memory.decide_settle
+
+    def settle(record: Any, settlement: Any, now: int, high_water: int) -> Any:
+        if record is not None:
+            token = replace(settlement.token, token=record.token)
+            settlement = replace(settlement, token=token)
+        return decide(record, settlement, now, high_water)
+
+    return mock.patch.object(memory, "decide_settle", settle)
+
+
+def acknowledged_before_it_is_recorded() -> Any:
+    def after(self: Gate, delivered: Any, send: Any, record: Any) -> None:
+        send()
+        if record(delivered.case):
+            self._forget(delivered.case)
+
+    return mock.patch.object(Gate, "_after", after)
+
+
+def an_unanswered_end_counts_as_recorded() -> Any:
+    settle = Keeper._settle
+
+    def settled(self: Keeper, case: Case, settlement: Any) -> Any:
+        told = settle(self, case, settlement)
+        return True if told is False else told
+
+    return mock.patch.object(Keeper, "_settle", settled)
+
+
+def nothing_is_given_back_when_disconnected() -> Any:
+    disconnected = Desk.disconnected
+
+    def kept(self: Desk) -> list[Any]:
+        disconnected(self)
+        return []
+
+    return mock.patch.object(Desk, "disconnected", kept)
+
+
+def the_attempt_is_forgotten() -> Any:
+    """A retry is taken for a copy of what has finished."""
+    request = Desk.request
+    first = (0, 0)
+
+    def asked(self: Desk, case: Case) -> Any:
+        made = request(self, case)
+        return replace(made, attempt=type(made.attempt)(*first))
+
+    return mock.patch.object(Desk, "request", asked)
+
+
+def what_leaves_is_not_touched() -> Any:
+    return mock.patch.object(Touching, "leave", return_value=True)
+
+
+def what_was_not_touched_is_forgotten() -> Any:
+    """When the broker does not answer as the connection ends."""
+    leave = Touching.leave
+
+    def left(self: Touching, cases: Any) -> bool:
+        told = leave(self, cases)
+        self._untold.clear()
+        return told
+
+    return mock.patch.object(Touching, "leave", left)
+
+
+def the_broker_is_told_twice() -> Any:
+    """Of an early acknowledgement whose run was taken over before it began."""
+    acknowledge = Delivered.acknowledge
+
+    def twice(self: Delivered, log: Any, errors: Any) -> None:
+        self.answered = False
+        acknowledge(self, log, errors)
+
+    return mock.patch.object(Delivered, "acknowledge", twice)
+
+
+def trust_runs_from_the_answer() -> Any:
+    answered, renewed = Keeper._answered, Keeper.renewed
+
+    def answered_now(self: Keeper, case: Case, answer: Any, asked_at: float) -> Any:
+        return answered(self, case, answer, self.host.clock())
+
+    def renewed_now(self: Keeper, case: Case, renewal: Any, answer: Any, asked_at: float) -> Any:
+        return renewed(self, case, renewal, answer, self.host.clock())
+
+    return _both(
+        mock.patch.object(Keeper, "_answered", answered_now),
+        mock.patch.object(Keeper, "renewed", renewed_now),
+    )
+
+
+def a_body_starts_without_looking() -> Any:
+    return mock.patch.object(Run, "begin", return_value=True)
+
+
+def an_old_answer_confirms_a_start() -> Any:
+    """Of a renewal during which the process stood still."""
+    return mock.patch.object(Run, "_confirm", lambda self: self._renew(started=True))
+
+
+def a_loss_is_ignored() -> Any:
+    return mock.patch.object(Desk, "_lose", return_value=[])
+
+
+def the_alarm_of_a_lost_connection_is_waited_for() -> Any:
+    connected, set_alarm = Gate.connected, Gate._set_alarm
+
+    def kept(self: Gate) -> None:
+        alarm, self._alarm = self._alarm, None
+        connected(self)
+        self._alarm = alarm
+
+    def waited_for(self: Gate) -> None:
+        at = self._keeper.next_alarm()
+        if at is None or self._alarm is None or self._alarm_at > at:
+            set_alarm(self)
+
+    return _both(
+        mock.patch.object(Gate, "connected", kept),
+        mock.patch.object(Gate, "_set_alarm", waited_for),
+    )
+
+
+def what_came_back_to_the_gate_is_forgotten() -> Any:
+    """When a run learns at its end that it has lost its claim."""
+    end = Watch._end
+
+    def forgetting(self: Watch, *args: Any, **kwargs: Any) -> None:
+        end(self, *args, **kwargs)
+        self._gate.over(self._case)
+
+    return mock.patch.object(Watch, "_end", forgetting)
+
+
+def an_end_that_is_told_again_is_dropped() -> Any:
+    """When a renewal says meanwhile that the store has it."""
+    returning = Keeper.returning
+
+    def dropped(self: Keeper, case: Case, *, cancelled: bool) -> Any:
+        told = returning(self, case, cancelled=cancelled)
+        if case.silent:
+            self._recorded(case)
+        return told
+
+    return mock.patch.object(Keeper, "returning", dropped)
+
+
+def a_start_that_was_not_confirmed_is_a_death() -> Any:
+    returned = Desk.returned
+
+    def as_lost(self: Desk, case: Case, now: float, *, at_broker: bool = True, unsure: bool) -> Any:
+        return returned(self, case, now, at_broker=at_broker)
+
+    return mock.patch.object(Desk, "returned", as_lost)
+
+
+def a_retry_counts_as_a_death() -> Any:
+    settle = Desk._settle
+
+    def counted(self: Desk, case: Case, decision: Any) -> Any:
+        return replace(settle(self, case, decision), counted=True)
+
+    return mock.patch.object(Desk, "_settle", counted)
+
+
+def no_death_is_counted() -> Any:
+    grant = memory.decide_claim
+
+    def claim(record: Any, request: Any, now: int, token: int) -> Any:
+        if record is not None:
+            record = replace(record, deliveries=0, started=False)
+        return grant(record, request, now, token)
+
+    return mock.patch.object(memory, "decide_claim", claim)
+
+
+def tokens_begin_anew() -> Any:
+    return mock.patch.object(memory, "next_token", return_value=1)
+
+
+def a_finished_attempt_is_granted() -> Any:
+    decide = memory.decide_claim
+
+    def claim(record: Any, request: Any, now: int, token: int) -> Any:
+        finished = record is not None and record.outcome not in (None, Outcome.EXPIRED)
+        return decide(None if finished else record, request, now, token)
+
+    return mock.patch.object(memory, "decide_claim", claim)
+
+
+def a_live_lease_is_taken_over() -> Any:
+    decide = memory.decide_claim
+
+    def claim(record: Any, request: Any, now: int, token: int) -> Any:
+        if record is not None and record.is_live(now) and record.owner != request.owner:
+            record = replace(record, expires_at=0)
+        return decide(record, request, now, token)
+
+    return mock.patch.object(memory, "decide_claim", claim)
+
+
+def the_first_of_a_line_is_not_woken() -> Any:
+    return mock.patch.object(Lines, "wake", return_value=None)
+
+
+def claims_are_cleaned_up_before_their_messages_are_back() -> Any:
+    return mock.patch.object(Sweeper, "_give_back", lambda self, records: [0] * len(records))
+
+
+def nothing_is_touched() -> Any:
+    return mock.patch.object(Heartbeat, "_touch", return_value=None)
+
+
+def a_lost_child_is_finished() -> Any:
+    """Where its message is delivered again."""
+    rejecting = Desk.rejecting
+
+    def finished(self: Desk, case: Case, *, requeue: bool) -> Any:
+        return rejecting(self, case, requeue=False)
+
+    return mock.patch.object(Desk, "rejecting", finished)
+
+
+@contextmanager
+def _both(*patches: Any) -> Iterator[None]:
+    one, two = patches
+    with one, two:
+        yield
+
+
+@dataclass(frozen=True)
+class Hunt:
+    """A bug, and where to look for it.
+
+    Parameters:
+        bug: puts it in, as a context.
+        promise: what it breaks, as a failure begins.
+        plan: what the plan of each seed has instead of its own.
+    """
+
+    bug: Bug
+    promise: str
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.bug.__name__
+
+    def plan_of(self, seed: int) -> Plan:
+        plan = plan_of(seed)
+        changes = dict(self.plan)
+        for name in ("every", "visibility"):
+            if name in changes:
+                changes[name] *= plan.lease
+        return replace(plan, **changes)
+
+
+def _faults(*names: str, **given: Any) -> dict[str, Any]:
+    """Parameters: ``every``, ``visibility``: in leases."""
+    return {"faults": frozenset(names), "every": 0.1, **given}
+
+
+CALM = {"faults": frozenset({"duplicate"})}
+LOST, BACK, TWICE = "nothing lost", "back soon", "not twice while alive"
+AGAIN, FENCED, TOLD = "not again when finished", "fenced", "told"
+POISON, EXCLUSIVE = "poison stops", "exclusive"
+
+#: Every bug that the simulation must find.
+HUNTS: tuple[Hunt, ...] = (
+    Hunt(held_copies_are_acknowledged, LOST),
+    Hunt(renewals_stop, TWICE, CALM),
+    Hunt(a_stale_token_settles, FENCED, _faults("pause", pool="threads")),
+    Hunt(acknowledged_before_it_is_recorded, LOST, _faults("store down")),
+    Hunt(an_unanswered_end_counts_as_recorded, LOST, _faults("store down")),
+    Hunt(nothing_is_given_back_when_disconnected, BACK, _faults("disconnect")),
+    Hunt(the_attempt_is_forgotten, LOST),
+    Hunt(what_leaves_is_not_touched, BACK, _faults("disconnect", broker="redis")),
+    Hunt(what_was_not_touched_is_forgotten, BACK, _faults("broker down", broker="redis")),
+    Hunt(trust_runs_from_the_answer, EXCLUSIVE, _faults("pause")),
+    Hunt(the_broker_is_told_twice, "MessageStateError", _faults("pause")),
+    Hunt(a_body_starts_without_looking, TOLD, _faults("pause")),
+    Hunt(an_old_answer_confirms_a_start, TOLD, _faults("pause", "store lost")),
+    Hunt(a_loss_is_ignored, TOLD, _faults("pause", pool="prefork", workers=3)),
+    Hunt(
+        the_alarm_of_a_lost_connection_is_waited_for,
+        BACK,
+        _faults("disconnect", clears_timers=True),
+    ),
+    Hunt(what_came_back_to_the_gate_is_forgotten, BACK, _faults("store lost", broker="amqp")),
+    Hunt(an_end_that_is_told_again_is_dropped, BACK, _faults("store lost", broker="amqp")),
+    Hunt(a_start_that_was_not_confirmed_is_a_death, POISON, _faults("store lost")),
+    Hunt(a_retry_counts_as_a_death, POISON),
+    Hunt(no_death_is_counted, BACK, _faults("child", pool="prefork")),
+    Hunt(tokens_begin_anew, FENCED),
+    Hunt(a_finished_attempt_is_granted, AGAIN, CALM),
+    Hunt(a_live_lease_is_taken_over, EXCLUSIVE, CALM),
+    Hunt(the_first_of_a_line_is_not_woken, BACK, CALM),
+    Hunt(
+        claims_are_cleaned_up_before_their_messages_are_back,
+        BACK,
+        _faults("crash", broker="redis"),
+    ),
+    Hunt(nothing_is_touched, TWICE, {**CALM, "broker": "redis", "visibility": 3.0}),
+    Hunt(a_lost_child_is_finished, LOST, _faults("child", pool="prefork")),
+)
