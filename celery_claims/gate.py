@@ -21,9 +21,10 @@ from .config import TaskOptions
 from .delivered import Delivered, fail, set_header
 from .errors import DeliveriesExhausted
 from .events import ClaimEvent
+from .gathering import Gathering
 from .headers import HEADER
 from .incoming import read_incoming
-from .inspection import EVENT_PREFIX, SENT, event_fields
+from .inspection import EVENT_GROUP, EVENT_PREFIX, SENT, event_fields
 from .keeper import Keeper
 from .loop import Loop
 from .protocol import Finished, Superseded
@@ -38,12 +39,6 @@ logger = logging.getLogger("celery_claims")
 ROUNDS = 20
 #: Shortest time that an alarm is set to, in seconds.
 SHORTEST_ALARM = 0.01
-#: Most new deliveries that are asked for in one call of the store.
-BURST = 32
-#: How long a new delivery waits for others to be asked for with it, in seconds.
-GATHER = 0.005
-#: As long as there are so many claims per process of the pool, no new one is urgent.
-PLENTY = 2
 
 #: What Celery answers by rejecting the message.
 REFUSED = (InvalidTaskError, ContentDisallowed, DecodeError)
@@ -98,12 +93,11 @@ class Gate:
         self._keep_free = keep_free
         self._max_held = max_held
         self._delivered: dict[Case, Delivered] = {}
-        self._asking: list[Case] = []
-        self._gathering = False
         self._alarm: Any = None
         self._alarm_at = 0.0
         self._closed = False
         self.loop = Loop(consumer)
+        self._gathering = Gathering(consumer, keeper, self.loop, self._ask_gathered)
         self._room: Room | None = None
         # The queue that the message now being received comes from; None: unknown.
         self._source: Any = None
@@ -115,7 +109,7 @@ class Gate:
         """A connection is there, and nothing has been received on it."""
         consumer = self._consumer
         # Celery ends timers together with a connection; what they were for ended with it as well.
-        self._gathering = False
+        self._gathering.begin()
         self._end_alarm()
         if not has_fixed_prefetch(consumer):
             self._room = SharedRoom(consumer.qos, self._max_held)
@@ -172,7 +166,7 @@ class Gate:
         """Carry out what the desk decided, and what it decides on the way."""
         for action in actions:
             self._perform(action)
-        while cases := self._questions():
+        while cases := self._gathering.ready():
             for action in self._keeper.ask(cases):
                 self._perform(action)
         self._set_alarm()
@@ -181,7 +175,7 @@ class Gate:
         case = action.case
         delivered = self._delivered.get(case)
         if action.do is Do.ASK:
-            self._asking.append(case)
+            self._gathering.add(case)
         elif delivered is None:
             return
         elif action.do is Do.STOP:
@@ -194,32 +188,11 @@ class Gate:
             self._take_room_back(delivered)
             self._pass(delivered, action)
 
-    def _questions(self) -> list[Case]:
-        """New deliveries to ask for now, or none yet: a burst of messages costs one call."""
-        if self._asking and len(self._asking) < BURST and self._may_gather():
-            if not self._gathering:
-                self._gathering = True
-                self._consumer.timer.call_after(GATHER, self._gathered)
-            return []
-        return self._take_questions()
-
-    def _take_questions(self) -> list[Case]:
-        # A connection that was lost meanwhile took its messages with it.
-        cases = [case for case in self._asking if case.phase is Phase.ASKING]
-        self._asking.clear()
-        return cases
-
-    def _may_gather(self) -> bool:
-        """The pool has enough to do, and this loop has timers that are on time."""
-        if self._closed or self._consumer.hub is None:
-            return False
-        return self._keeper.busy(PLENTY * self._consumer.pool.num_processes)
-
-    def _gathered(self) -> None:
-        self._gathering = False
-        if not self._closed and (cases := self._take_questions()):
+    def _ask_gathered(self) -> None:
+        """What waited for others to be asked for with it."""
+        if not self._closed and (cases := self._gathering.take()):
             self.perform(self._keeper.ask(cases))
-            # A timer's callback: what was handed to the loop must not wait for its next event.
+            # What was handed to the loop meanwhile must not wait for its next event.
             self.loop.wake()
 
     def _pass(self, delivered: Delivered, action: Action) -> None:
@@ -420,7 +393,7 @@ class Gate:
 
     def _watch(self, event: ClaimEvent) -> None:
         dispatcher = self._consumer.event_dispatcher
-        if event.name in SENT and dispatcher is not None and dispatcher.enabled:
+        if event.name in SENT and dispatcher is not None and _wants_ours(dispatcher):
             # Not from here: this may be a thread that must not touch the broker's connection.
             kind = EVENT_PREFIX + event.name.replace("_", "-")
             self.loop.call(partial(dispatcher.send, kind, **event_fields(event)))
@@ -490,6 +463,7 @@ class Gate:
 
     def _forget(self, case: Case) -> None:
         self._delivered.pop(case, None)
+        self._gathering.ended()
 
 
 def _followed(answer: Callable[..., Any], room: Room, message: Any) -> Callable[..., Any]:
@@ -498,6 +472,11 @@ def _followed(answer: Callable[..., Any], room: Room, message: Any) -> Callable[
         return answer(*args)
 
     return follow
+
+
+def _wants_ours(dispatcher: Any) -> bool:
+    """Without -E it sends the worker's own events alone, and would drop ours on the loop."""
+    return dispatcher.enabled and (not dispatcher.groups or EVENT_GROUP in dispatcher.groups)
 
 
 def _grant(case: Case) -> str:

@@ -12,10 +12,11 @@ from .claims import claims_of
 from .events import ClaimEvent
 from .keeper import Keeper
 
-__all__ = ["EVENT_PREFIX", "SENT", "claims", "event_fields"]
+__all__ = ["EVENT_GROUP", "EVENT_PREFIX", "SENT", "claims", "event_fields"]
 
 #: Celery's monitors read the part before the dash as the kind of object; this one is ours.
-EVENT_PREFIX = "claim-"
+EVENT_GROUP = "claim"
+EVENT_PREFIX = f"{EVENT_GROUP}-"
 #: The events that go to monitors: the others happen for every task, or concern none.
 SENT = frozenset({"claimed", "held", "skipped", "taken_over", "lost", "exhausted"})
 

@@ -16,6 +16,7 @@ __all__ = [
     "COLD_SHUTDOWN_AT_ONCE",
     "CREDENTIAL_PROVIDERS",
     "DELAYED_DELIVERY",
+    "ENDS_WITHOUT_REDIS",
     "FINDS_STORED_SUCCESS",
     "KEEPS_RUNNING_JOBS",
     "KOMBU",
@@ -53,6 +54,10 @@ CANCELS_SILENTLY = CELERY >= (5, 6)
 #: A cold shutdown raises in the body that a solo worker runs, and then nothing shuts down: the same
 #: error came out of the signal's handler too early.
 SOLO_GOES_ON = (5, 5) <= CELERY < (5, 7)
+
+#: A worker with room for more messages ends when a Redis broker is gone: kombu fails on a
+#: connection that it could not make.
+ENDS_WITHOUT_REDIS = KOMBU >= (5, 7)
 
 #: A lost connection leaves what has begun in the books of a prefork pool.
 KEEPS_RUNNING_JOBS = CELERY >= (5, 6)

@@ -13,7 +13,8 @@ from celery.exceptions import TaskRevokedError
 from celery_claims import gate as module
 from celery_claims.case import Action, Case, Do
 from celery_claims.delivered import Delivered
-from celery_claims.gate import BURST, GATHER, Gate
+from celery_claims.gate import Gate
+from celery_claims.gathering import BURST, LONGEST, SHORT
 from celery_claims.headers import HEADER
 from celery_claims.keeper import Keeper
 from celery_claims.protocol import ClaimAnswer, ClaimRequest
@@ -75,13 +76,34 @@ class Burst:
             message.properties = {}
             self.gated(message, None, MagicMock(), MagicMock(), None)
 
+    @property
+    def pauses(self) -> list[float]:
+        """How long what is gathered may wait, of each time that it began to."""
+        delays = [made.args[0] for made in self.consumer.timer.call_after.call_args_list]
+        return [delay for delay in delays if delay in (LONGEST, SHORT)]
+
     def fire(self) -> None:
         """What the loop does once the time of a timer has come."""
         for made in self.consumer.timer.call_after.call_args_list:
             delay, callback = made.args
-            if delay == GATHER:
+            if delay in (LONGEST, SHORT):
                 callback()
         self.consumer.timer.call_after.reset_mock()
+
+    def end(self, number: int) -> None:
+        """The end of a task: Celery acknowledges its message."""
+        acknowledge = self.strategy.call_args_list[number].args[2]
+        acknowledge(None, None)
+
+    def turn(self) -> None:
+        """What the loop does when it is woken."""
+        self.gate.loop._run()
+
+    def keep_busy(self) -> None:
+        """Enough for two processes, while others are gathered."""
+        self.receive(*BUSY)
+        self.fire()
+        self.store.sizes.clear()
 
 
 class CountingStore(MemoryStore):
@@ -103,26 +125,56 @@ BUSY = [f"busy-{number}" for number in range(4)]
 def test_an_idle_worker_asks_at_once() -> None:
     """No message waits for company that may never come."""
     burst = Burst()
-    burst.receive(*BUSY)
-    assert burst.store.sizes == [1, 1, 1, 1]
-    assert burst.strategy.call_count == 4
+    burst.receive("a")
+    assert burst.store.sizes == [1] and burst.pauses == []
+    assert burst.strategy.call_count == 1
+
+
+def test_a_worker_that_has_a_task_waits_for_what_comes_with_a_message() -> None:
+    burst = Burst()
+    burst.receive("a", "b", "c")
+    assert burst.store.sizes == [1] and burst.pauses == [SHORT]
+    burst.fire()
+    assert burst.store.sizes == [1, 2]
 
 
 def test_a_busy_worker_asks_for_a_burst_in_one_call() -> None:
     burst = Burst()
-    burst.receive(*BUSY, "a", "b", "c")
-    assert burst.store.sizes == [1] * 4
+    burst.keep_busy()
+    burst.receive("a", "b", "c")
+    assert burst.store.sizes == [] and burst.pauses == [LONGEST]
     burst.fire()
-    assert burst.store.sizes == [1, 1, 1, 1, 3]
+    assert burst.store.sizes == [3]
     assert burst.strategy.call_count == 7
+
+
+def test_what_is_gathered_does_not_wait_when_the_pool_has_little_left_to_do() -> None:
+    burst = Burst()
+    burst.keep_busy()
+    burst.receive("a", "b", "c")
+    burst.end(0)
+    burst.turn()
+    assert burst.store.sizes == [3]
+
+
+def test_an_end_hurries_nobody_while_the_pool_has_enough() -> None:
+    burst = Burst()
+    burst.keep_busy()
+    burst.receive("a", "b")
+    burst.fire()
+    burst.receive("c")
+    burst.end(0)
+    burst.turn()
+    assert burst.store.sizes == [2]
 
 
 def test_a_full_burst_does_not_wait() -> None:
     burst = Burst()
-    burst.receive(*BUSY, *[f"id-{number}" for number in range(BURST + 1)])
-    assert burst.store.sizes == [1, 1, 1, 1, BURST]
+    burst.keep_busy()
+    burst.receive(*[f"id-{number}" for number in range(BURST + 1)])
+    assert burst.store.sizes == [BURST]
     burst.fire()
-    assert burst.store.sizes[-1] == 1
+    assert burst.store.sizes == [BURST, 1]
 
 
 def test_a_loop_without_a_hub_asks_at_once() -> None:
@@ -135,7 +187,8 @@ def test_a_loop_without_a_hub_asks_at_once() -> None:
 def test_what_is_gathered_when_the_connection_breaks_is_not_claimed() -> None:
     """It comes again: a claim would only make the next delivery wait for its end."""
     burst = Burst()
-    burst.receive(*BUSY, "a")
+    burst.keep_busy()
+    burst.receive("a")
     burst.gate.disconnected()
     burst.receive("b")
     burst.fire()
@@ -143,9 +196,22 @@ def test_what_is_gathered_when_the_connection_breaks_is_not_claimed() -> None:
     assert burst.store.lookup([("celery", "b")]) != [None]
 
 
+def test_a_timer_that_ended_with_its_connection_is_not_waited_for() -> None:
+    burst = Burst()
+    burst.keep_busy()
+    burst.receive("a")
+    burst.gate.disconnected()
+    burst.consumer.timer.call_after.reset_mock()
+    burst.gate.connected()
+    burst.receive(*BUSY, "b", "c")
+    burst.fire()
+    assert burst.store.lookup([("celery", "c")]) != [None]
+
+
 def test_what_is_gathered_when_the_worker_ends_is_not_claimed() -> None:
     burst = Burst()
-    burst.receive(*BUSY, "a")
+    burst.keep_busy()
+    burst.receive("a")
     burst.gate.closing()
     burst.fire()
     assert burst.store.lookup([("celery", "a")]) == [None]
@@ -153,10 +219,27 @@ def test_what_is_gathered_when_the_worker_ends_is_not_claimed() -> None:
 
 def test_a_copy_of_a_gathered_message_is_held() -> None:
     burst = Burst()
-    burst.receive(*BUSY, "a", "a")
+    burst.keep_busy()
+    burst.receive("a", "a")
     burst.fire()
-    assert burst.store.sizes == [1, 1, 1, 1, 1]
+    assert burst.store.sizes == [1]
     assert len(burst.keeper.snapshot()[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("enabled", "groups", "sent"),
+    [(True, set(), True), (True, {"worker"}, False), (False, set(), False)],
+    ids=["with -E", "without -E", "off"],
+)
+def test_events_are_only_made_where_they_are_sent(
+    enabled: bool, groups: set[str], sent: bool
+) -> None:
+    """Without -E a worker tells of itself alone: a claim's event would be dropped on the loop."""
+    burst = Burst()
+    burst.consumer.event_dispatcher = MagicMock(enabled=enabled, groups=groups)
+    burst.receive("a")
+    burst.turn()
+    assert burst.consumer.event_dispatcher.send.called is sent
 
 
 @pytest.fixture
