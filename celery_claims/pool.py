@@ -68,7 +68,8 @@ class PoolWatch:
     def wrap_flush(self, pool: Any) -> None:
         """Look after what the pool gives up when the connection is lost. Idempotent."""
         flush = getattr(pool, "flush", None)
-        if flush is not None and not isinstance(flush, Flush):
+        # Only processes have books of what they run; the flush of other pools does nothing.
+        if self._forks and flush is not None and not isinstance(flush, Flush):
             pool.flush = Flush(pool, flush)
 
 

@@ -11,7 +11,7 @@ from tests.simulation.bugs import HUNTS, Hunt
 from tests.simulation.simulation import simulate
 
 #: Seeds within which each is found; most are found by the first ten.
-ENOUGH = 150
+ENOUGH = 500
 
 
 @pytest.mark.parametrize("hunt", HUNTS, ids=str)

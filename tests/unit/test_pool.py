@@ -10,7 +10,7 @@ from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from celery.worker import state
 from celery_claims.case import Case
-from celery_claims.pool import Watch
+from celery_claims.pool import PoolWatch, Watch
 from celery_claims.protocol import Outcome
 from celery_claims.settling import Ending
 
@@ -55,3 +55,11 @@ def test_what_a_cold_shutdown_cuts_off_is_given_back(
     assert error.called is (ending is Ending.WORKER_LOST)
     assert gate.come_back.called is (flag is None)
     assert gate.over.called is (flag is not None)
+
+
+def test_only_a_pool_of_processes_has_its_flush_watched() -> None:
+    """The others have no books, and looking into them would end the worker with its connection."""
+    threads = MagicMock(spec=["flush"])
+    PoolWatch(MagicMock(), MagicMock(), forks=False).wrap_flush(threads)
+    threads.flush()
+    assert threads.flush.call_count == 1

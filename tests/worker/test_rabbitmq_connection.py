@@ -73,6 +73,25 @@ def test_running_tasks_outlive_their_connection(celery_setup: ProcessSetup) -> N
 
 @on_rabbitmq(
     "classic",
+    conf={"worker_cancel_long_running_tasks_on_connection_loss": False},
+    lease=ENDLESS,
+)
+@workers(1, pool="threads")
+def test_a_thread_outlives_its_connection(celery_setup: ProcessSetup) -> None:
+    setup = celery_setup
+    running = setup.app.signature("traps.late", ("end",)).apply_async()
+    setup.journal.wait_for_runs(running.id)
+    lose_connections(setup)
+    wait_for_events(setup.workers, "held", running.id)
+    setup.gates.open("end")
+    running.get(timeout=20)
+    wait_for_events(setup.workers, "skipped", running.id)
+    assert len(setup.journal.runs()) == 1
+    assert_all_acknowledged(setup)
+
+
+@on_rabbitmq(
+    "classic",
     conf={"worker_cancel_long_running_tasks_on_connection_loss": True},
     lease=ENDLESS,
 )
