@@ -170,14 +170,20 @@ class LocalProcess:
         main = self.process.pid if self.process is not None else None
         return [process.pid for process in self.processes() if process.pid != main]
 
-    def signal_all(self, signal: str | int | None) -> None:
-        """Send a signal to every process of this container."""
+    def signal_all(self, signal: str | int | None) -> list[psutil.Process]:
+        """Send a signal to every process of this container.
+
+        Returns:
+            those that it was sent to.
+        """
         number = signal_number(signal)
-        for process in self.processes():
+        processes = self.processes()
+        for process in processes:
             try:
                 process.send_signal(number)
             except psutil.NoSuchProcess:
                 continue
+        return processes
 
     def destroy(self) -> None:
         """End every process of this container, whatever state it is in.
@@ -186,19 +192,32 @@ class LocalProcess:
             WaitTimeout: naming what could not be ended.
         """
 
+        killed: list[psutil.Process] = []
+
         def nothing_left() -> bool:
             # Repeated: a child may be forked between the look and the kill.
-            self.signal_all("SIGKILL")
-            return not self.processes()
+            killed.extend(self.signal_all("SIGKILL"))
+            # One that is about to be gone has lost its environment and is not known as one of us.
+            return not any(map(_is_alive, [*killed, *self.processes()]))
 
-        wait_until(nothing_left, KILL_TIMEOUT, what=lambda: f"{self.name} left {self.processes()}")
+        wait_until(
+            nothing_left,
+            KILL_TIMEOUT,
+            what=lambda: f"{self.name} left {list(filter(_is_alive, killed))}",
+        )
         if self.process is not None:
             self.process.wait(KILL_TIMEOUT)
 
     def _is_mine(self, process: psutil.Process) -> bool:
         try:
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return False
-            return process.environ().get(MARKER) == self.id
+            return _is_alive(process) and process.environ().get(MARKER) == self.id
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return False
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether it is there, and not only its exit code."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

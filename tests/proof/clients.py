@@ -97,6 +97,7 @@ class Client:
         self._number = number
         self._plan = plan
         self._store = RecordedStore(store, log)
+        self._log = log
         self._counts = counts
         self._requests: list[ClaimRequest] = []
         self._tokens: list[ClaimToken] = []
@@ -105,7 +106,7 @@ class Client:
 
     def run(self, stopped: Callable[[], bool] = lambda: False) -> None:
         """Ask until all clients together asked enough."""
-        moves: list[tuple[Callable[[], int], int]] = [
+        moves: list[tuple[Callable[[], None], int]] = [
             (self._claim, 30),
             (self._claim_again, 8),
             (self._renew, 24),
@@ -117,12 +118,13 @@ class Client:
         weights = [weight for _, weight in moves]
         while sum(self._counts) < self._plan.operations and not stopped():
             ((move, _),) = self._rng.choices(moves, weights)
+            noted = self._log.operations
             try:
-                self._counts[self._number] += move()
+                move()
             except StoreError:
                 # Noted as unknown; the next one may be answered.
-                self._counts[self._number] += 1
                 threading.Event().wait(self._rng.random() * 0.1)
+            self._counts[self._number] += self._log.operations - noted
 
     def _key(self) -> Key:
         return self._rng.choice(self._plan.keys_now())
@@ -130,8 +132,8 @@ class Client:
     def _some(self, items: Sequence[T]) -> list[T]:
         return [self._rng.choice(items) for _ in range(self._rng.choice((1, 1, 1, 2, 4)))]
 
-    def _claim(self) -> int:
-        return self._ask([self._request(key) for key in self._some(self._plan.keys_now())])
+    def _claim(self) -> None:
+        self._ask([self._request(key) for key in self._some(self._plan.keys_now())])
 
     def _request(self, key: Key) -> ClaimRequest:
         rng = self._rng
@@ -150,16 +152,16 @@ class Client:
             delivery=Delivery("task", f"tag-{self._grants}", "", rng.choice((None, 3))),
         )
 
-    def _claim_again(self) -> int:
+    def _claim_again(self) -> None:
         """As after a lost reply: the same request."""
-        return self._ask([self._rng.choice(self._requests)]) if self._requests else 0
+        if self._requests:
+            self._ask([self._rng.choice(self._requests)])
 
-    def _ask(self, requests: list[ClaimRequest]) -> int:
+    def _ask(self, requests: list[ClaimRequest]) -> None:
         self._requests = [*self._requests, *requests][-REMEMBERED:]
         for answer in self._store.claim(requests):
             if isinstance(answer, (Success, TookOver, Exhausted)):
                 self._remember(answer.token)
-        return len(requests)
 
     def _remember(self, token: ClaimToken) -> None:
         self._tokens = [*self._tokens, token][-REMEMBERED:]
@@ -172,9 +174,9 @@ class Client:
             return of_now[-1]
         return self._rng.choice(of_now or self._tokens)
 
-    def _renew(self) -> int:
+    def _renew(self) -> None:
         if not self._tokens:
-            return 0
+            return
         rng = self._rng
         renewals = [
             Renewal(
@@ -186,14 +188,12 @@ class Client:
             for _ in self._some((1,))
         ]
         self._store.renew(renewals)
-        return len(renewals)
 
-    def _settle(self) -> int:
+    def _settle(self) -> None:
         if not self._tokens:
-            return 0
+            return
         settlements = [self._settlement() for _ in self._some((1,))]
         self._store.settle(settlements)
-        return len(settlements)
 
     def _settlement(self) -> Settlement:
         rng = self._rng
@@ -203,7 +203,7 @@ class Client:
             return Settlement(self._token(), Outcome.NACKED, keep, counted=counted)
         return Settlement(self._token(), rng.choice(ENDS), keep)
 
-    def _look(self) -> int:
+    def _look(self) -> None:
         keys = self._some(self._plan.keys_now())
         for record in self._store.lookup(keys):
             if isinstance(record, Record) and record.owner.startswith("c"):
@@ -211,20 +211,17 @@ class Client:
                 # Somebody else's grant: what may it do, and what may its owner do beside it?
                 if self._rng.random() < 0.2 and record.settled_at == 0:
                     self._remember(record.as_token())
-        return len(keys)
 
-    def _clean_up(self) -> int:
+    def _clean_up(self) -> None:
         page = self._store.orphans(self._key()[0], self._rng.choice((1, 3, 100)))
         expiries = [record.as_expiry() for record in page.records]
         self._store.expire(expiries, self._rng.choice(KEEPS))
-        return len(expiries) + len(page.records)
 
-    def _clean_up_blindly(self) -> int:
+    def _clean_up_blindly(self) -> None:
         if not self._expiries:
-            return 0
+            return
         expiries = self._some(self._expiries)
         self._store.expire(expiries, self._rng.choice(KEEPS))
-        return len(expiries)
 
 
 class Flaky(Store):

@@ -160,15 +160,19 @@ class Log:
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._calls = 0
+        #: operations that ``read_logs`` will find
+        self.operations = 0
 
     def begin(self, calls: Sequence[Call]) -> int:
         self._calls += 1
         self._write((self._calls, *_times(), list(calls)))
+        self.operations += len(calls)
         return self._calls
 
     def end(self, number: int, answers: Sequence[Any], *, seen: Sequence[Call] = ()) -> None:
         """Note the answers; ``seen`` are calls that are only known by what they showed."""
         self._write((number, *_times(), list(answers), list(seen)))
+        self.operations += len(seen)
 
     def close(self) -> None:
         os.close(self._file)
