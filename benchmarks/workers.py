@@ -155,7 +155,7 @@ def drained(
     """Tasks per second, claimed over bare."""
 
     def pairs(scale: Scale) -> Iterator[float]:
-        number = scale.of(tasks, tasks // 5)
+        number = scale.of(tasks, tasks // 30)
         with setting() as where:
             for pair in range(scale.pairs):
                 rate = {

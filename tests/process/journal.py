@@ -87,10 +87,12 @@ class Journal:
             self.write("died", of=pid)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Every line, in the order they were written."""
+        """Every whole line, in the order they were written."""
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
+        # The last one may be seen before all of it is written.
+        whole, _, _ = self.path.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.split("\n") if line]
 
     def runs(self, task_id: str | None = None) -> list[Run]:
         """The runs, of one task or of all, in the order they started."""
