@@ -20,7 +20,7 @@ BURST = 32
 #: As long as there are so many claims per process of the pool, it has plenty to do.
 PLENTY = 2
 #: Longest that a delivery waits for others while the pool has plenty to do, in seconds.
-LONGEST = 0.02
+LONGEST = 0.005
 #: The same while it has something to do.
 SHORT = 0.002
 

@@ -27,7 +27,7 @@ __all__ = ["Beat", "Heartbeat"]
 logger = logging.getLogger("celery_claims")
 
 #: Renewals of one call to the store: bounds what a slow call can delay.
-BATCH = 500
+BATCH = 1000
 #: Seconds between tries while an end waits to be recorded.
 HURRY = 1.0
 #: Shortest pause, in seconds.

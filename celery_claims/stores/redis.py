@@ -58,8 +58,9 @@ __all__ = ["RedisStore"]
 
 T = TypeVar("T")
 
-#: Most tasks of one script call: a few milliseconds of the server, which does nothing else then.
-CHUNK = 1000
+#: Most tasks of one script call: a millisecond or two of the server, which does nothing else then.
+#: Between the calls of one round trip it serves others.
+CHUNK = 100
 
 #: Seconds after which a shard is written down again: a flushed server may have forgotten it.
 REGISTER_EVERY = 60.0
