@@ -19,6 +19,8 @@ __all__ = [
 
 #: Longest queue name or task id, in bytes of UTF-8: one index entry stays a bounded cost.
 MAX_KEY_BYTES = 10_240
+#: Characters that are never more bytes than that, for none takes more than four.
+_SHORT = MAX_KEY_BYTES // 4
 
 #: Tokens stay exact as a double (Lua, JavaScript, JSON).
 MAX_TOKEN = 2**53 - 1
@@ -55,11 +57,15 @@ def check_name(argument: str, value: object) -> None:
     Raises:
         InvalidArgument: naming ``argument``.
     """
+    # Nearly every one.
+    if type(value) is str and 0 < len(value) <= _SHORT:
+        return
     if not isinstance(value, str):
         raise InvalidArgument(argument, f"expected text, got {type(value).__name__}")
     if not value:
         raise InvalidArgument(argument, "must not be empty")
-    _check_length(argument, value)
+    if len(value.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
+        raise InvalidArgument(argument, f"longer than {MAX_KEY_BYTES} bytes")
 
 
 def check_text(argument: str, value: object) -> None:
@@ -70,14 +76,6 @@ def check_text(argument: str, value: object) -> None:
     """
     if value != "":
         check_name(argument, value)
-
-
-def _check_length(argument: str, value: str) -> None:
-    # No character takes more than four bytes: short texts need not be encoded to be measured.
-    if len(value) * 4 <= MAX_KEY_BYTES:
-        return
-    if len(value.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
-        raise InvalidArgument(argument, f"longer than {MAX_KEY_BYTES} bytes")
 
 
 def check_duration(argument: str, value: object) -> None:
@@ -97,6 +95,9 @@ def check_count(
     Raises:
         InvalidArgument: naming ``argument``.
     """
+    # Nearly every one; a flag is no count.
+    if type(value) is int and least <= value <= most:
+        return
     if isinstance(value, bool) or not isinstance(value, int):
         of_unit = unit and f" of{unit}"
         raise InvalidArgument(argument, f"expected a whole number{of_unit}, got {shown(value)}")

@@ -415,9 +415,9 @@ class _Counters:
         across_forks(self)
 
     def add(self, names: Iterable[str]) -> None:
-        batch = Counter(names)
         with self._lock:
-            self._counts.update(batch)
+            for name in names:
+                self._counts[name] += 1
 
     def snapshot(self) -> ClaimStats:
         with self._lock:

@@ -727,8 +727,11 @@ def check_token(value: object) -> None:
     """
     if not isinstance(value, ClaimToken):
         raise InvalidArgument("token", f"expected a ClaimToken, got {type(value).__name__}")
-    for name in ("queue", "task_id", "owner", "grant_id", "root_id"):
-        check_name(f"token.{name}", getattr(value, name))
+    check_name("token.queue", value.queue)
+    check_name("token.task_id", value.task_id)
+    check_name("token.owner", value.owner)
+    check_name("token.grant_id", value.grant_id)
+    check_name("token.root_id", value.root_id)
     check_count("token.token", value.token, least=1)
     check_count("token.created_at", value.created_at, least=0)
     check_count("token.expires_at", value.expires_at, least=0)
