@@ -63,6 +63,7 @@ MEASURES: Sequence[Measure] = (
     workers.latency("publish to start, p99, added", 5.0, servers.redis_and_redis, 99),
     stores.one_claim("redis: one claim / one PING", 1.25, stores.redis, stores.ping, 2000),
     stores.one_release("redis: one release / one PING", 1.25, stores.redis, 2000),
+    stores.idle_script("redis: a script that does nothing / one PING"),
     stores.one_claim(
         "sqlite: one claim / a bare upsert, FULL", 1.25, stores.sqlite, stores.sqlite_upsert, 300
     ),
@@ -74,6 +75,7 @@ MEASURES: Sequence[Measure] = (
         300,
     ),
     stores.claim_and_release("memory: claim and release / lock, insert, delete", 8),
+    stores.words_of_a_claim("memory: only the words of a claim and release / lock, insert, delete"),
     stores.many_threads("memory: 8 threads / one thread, the same work", 1.0),
     stores.batch("redis: a batch of 100 / 100 claims", 0.10, stores.redis, 10),
     stores.batch("postgresql: a batch of 100 / 100 claims", 0.10, stores.postgres, 3),
@@ -151,7 +153,7 @@ def line(figure: Figure) -> str:
         return f"   failed  {figure.name}: {figure.failure}"
     values = (figure.median, min(figure.values), max(figure.values))
     cells = [f"{value:.3g} {figure.unit}".rstrip() for value in values]
-    verdict = "yes" if figure.reached else "no"
+    verdict = "" if not figure.target else "yes" if figure.reached else "no"
     return (
         f"{cells[0]:>9}  {cells[1]:>9}  {cells[2]:>9}  {figure.target:<15}  {verdict:<7}  "
         f"{figure.name}"

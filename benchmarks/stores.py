@@ -76,6 +76,12 @@ def redis() -> Iterator[tuple[Store, Any]]:
 
 
 @contextlib.contextmanager
+def plain_redis() -> Iterator[Any]:
+    with redis_server() as server, plain(server) as client:
+        yield client
+
+
+@contextlib.contextmanager
 def postgres() -> Iterator[tuple[Store, Any]]:
     with (
         postgres_server() as server,
@@ -166,6 +172,45 @@ def one_release(name: str, target: float, opened: Callable[[], Opened], calls: i
             yield from ratios(lambda n: finish(store, [tokens[n]]), ping(client), scale, calls=each)
 
     return at_most(name, target, pairs)
+
+
+def idle_script(name: str) -> Measure:
+    """A script that does nothing with the keys and arguments of a claim: what a claim that takes
+    one script call cannot be cheaper than."""
+
+    def pairs(scale: Scale) -> Iterator[float]:
+        with plain_redis() as client:
+            script = client.script_load("return 1")
+            keys, arguments = [b"k" * 20] * 4, [b"a" * 40] * 5
+
+            def call(_: int) -> None:
+                client.evalsha(script, len(keys), *keys, *arguments)
+
+            yield from ratios(call, ping(client), scale, calls=scale.of(2000, 200))
+
+    return floor(name, pairs)
+
+
+def words_of_a_claim(name: str) -> Measure:
+    """Making, and checking, only what a claim and a release are told with."""
+
+    def pairs(scale: Scale) -> Iterator[float]:
+        with memory() as (store, _):
+            number = numbers()
+            (token,) = claim(store, [number(0)])
+
+            def make(n: int) -> None:
+                request(number(n))
+                Settlement(token, Outcome.SUCCESS, KEEP_MS)
+
+            yield from ratios(make, lock_and_dict(None), scale, calls=scale.of(3000, 300))
+
+    return floor(name, pairs)
+
+
+def floor(name: str, pairs: Callable[[Scale], Iterator[float]]) -> Measure:
+    """What cannot be saved of the line above it."""
+    return Measure(name, "", lambda _: True, pairs)
 
 
 def claim_and_release(name: str, target: float) -> Measure:
