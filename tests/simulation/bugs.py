@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
+from celery_claims import desk, tracer
 from celery_claims.case import Case, Phase
 from celery_claims.delivered import Delivered
 from celery_claims.desk import Desk
@@ -19,6 +20,7 @@ from celery_claims.keeper import Keeper
 from celery_claims.pool import Watch
 from celery_claims.protocol import Outcome
 from celery_claims.run import Run
+from celery_claims.settling import Decision, Ending, on_rejected
 from celery_claims.stores import memory
 from celery_claims.sweep import Sweeper
 from celery_claims.touching import Touching
@@ -271,6 +273,34 @@ def a_lost_child_is_finished() -> Any:
     return mock.patch.object(Desk, "rejecting", finished)
 
 
+def what_is_given_back_is_revoked() -> Any:
+    """Nobody would run it."""
+
+    def ended(self: Desk, cases: list[Case]) -> Iterator[Any]:
+        for case in cases:
+            yield case, self._settle(case, Decision(Outcome.REVOKED))
+
+    return mock.patch.object(Desk, "_give_back", ended)
+
+
+def a_lost_child_ends_what_is_delivered_again() -> Any:
+    def rejected(*, requeue: bool, ending: Ending | None) -> Decision:
+        if requeue and ending is Ending.WORKER_LOST:
+            return Decision(Outcome.WORKER_LOST)
+        return on_rejected(requeue=requeue, ending=ending)
+
+    return mock.patch.object(desk, "on_rejected", rejected)
+
+
+def a_success_is_recorded_as_a_failure() -> Any:
+    outcome = tracer._outcome
+
+    def failed(task: Any, info: Any) -> Any:
+        return Outcome.FAILURE if info is None else outcome(task, info)
+
+    return mock.patch.object(tracer, "_outcome", failed)
+
+
 @contextmanager
 def _both(*patches: Any) -> Iterator[None]:
     one, two = patches
@@ -351,4 +381,7 @@ HUNTS: tuple[Hunt, ...] = (
     ),
     Hunt(nothing_is_touched, TWICE, {**CALM, "broker": "redis", "visibility": 3.0}),
     Hunt(a_lost_child_is_finished, LOST, _faults("child", pool="prefork")),
+    Hunt(what_is_given_back_is_revoked, LOST, _faults("disconnect")),
+    Hunt(a_lost_child_ends_what_is_delivered_again, LOST, _faults("child", pool="prefork")),
+    Hunt(a_success_is_recorded_as_a_failure, LOST, CALM),
 )

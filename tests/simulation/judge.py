@@ -32,14 +32,16 @@ from celery_claims.protocol import (
 from celery_claims.run import Run
 
 from .plan import Plan
-from .world import Process, World
+from .world import Fate, Process, World
 
 __all__ = ["Body", "Judge", "Part", "part_of"]
 
 #: What kills processes of a pool, or makes them as good as dead.
 KILLING = {"crash", "child", "pause"}
 #: Outcomes that only a body can bring about.
-OWN_ENDS = (Outcome.SUCCESS, Outcome.FAILURE, Outcome.RETRY, Outcome.REJECTED, Outcome.IGNORED)
+OWN_ENDS = (Outcome.SUCCESS, Outcome.FAILURE, Outcome.RETRY, Outcome.REJECTED)
+#: Kinds whose message is acknowledged when their child is lost.
+ENDED_BY_LOSS = ("sim.kept", "sim.early")
 #: Within how many seconds of being told so a worker has stopped a body.
 SOON = 3.0
 #: (task id, attempt)
@@ -86,8 +88,12 @@ class Judge:
     bodies: dict[str, list[Body]] = field(default_factory=lambda: defaultdict(list))
     starts: Counter[Part] = field(default_factory=Counter)
     ends: Counter[Part] = field(default_factory=Counter)
-    #: attempts of which a body came to its own end
-    completed: set[Part] = field(default_factory=set)
+    #: how bodies of attempts came to an end of their own
+    completed: dict[Part, set[Outcome]] = field(default_factory=lambda: defaultdict(set))
+    #: of each grant the child that got its body
+    children: dict[str, Fate] = field(default_factory=dict)
+    #: tokens that were granted only to report that nothing is left
+    spent: set[int] = field(default_factory=set)
     #: attempts whose result is stored, and those that were told to be out of deliveries
     reported: dict[Part, str] = field(default_factory=dict)
     exhausted: set[Part] = field(default_factory=set)
@@ -132,6 +138,8 @@ class Judge:
         if not isinstance(answer, (Success, TookOver, Exhausted)):
             return
         task_id, token = request.task_id, answer.token.token
+        if isinstance(answer, Exhausted):
+            self.spent.add(token)
         part = (task_id, request.attempt)
         self.note(request.delivery.tag)
         before = self.grants.get(task_id), self.tokens.get(task_id, 0)
@@ -201,14 +209,31 @@ class Judge:
                 # The worker is killed before it can tell a broker that was away.
                 self.unnote(token.delivery.tag)
             return
-        if settlement.outcome in OWN_ENDS and part not in self.completed:
+        if not self._may_end_as(settlement):
             outcome = settlement.outcome.value
-            self.fail("nothing lost", f"{part} is finished as {outcome} and never ended")
+            self.fail("nothing lost", f"{part} is finished as {outcome} and never ended so")
         self.finished.setdefault(part, settlement.outcome)
         self._note_end(part, settlement.outcome)
         self.latest[token.task_id] = max(self.latest.get(token.task_id, Attempt()), token.attempt)
 
+    def _may_end_as(self, settlement: Settlement) -> bool:
+        """Whether something happened that ends an attempt so. Nobody revokes a task, and none has
+        a time limit."""
+        outcome, token = settlement.outcome, settlement.token
+        part = (token.task_id, token.attempt)
+        if outcome in OWN_ENDS:
+            return outcome in self.completed[part]
+        if outcome is Outcome.WORKER_LOST:
+            child = self.children.get(token.grant_id)
+            struck = child is not None and child.was_struck
+            return struck and self.plan.work[token.task_id].kind in ENDED_BY_LOSS
+        return outcome is Outcome.EXHAUSTED and token.token in self.spent
+
     # bodies
+
+    def given(self, grant: str, child: Process) -> None:
+        """A pool has a child for the body of a grant."""
+        self.children[grant] = child.fate
 
     def begins(self, body: Body) -> None:
         task_id, attempt = body.part
@@ -244,9 +269,9 @@ class Judge:
     def _deafening(self) -> bool:
         return bool(self.plan.faults & {"store lost", "store slow", "store down"})
 
-    def completes(self, part: Part) -> None:
+    def completes(self, part: Part, outcome: Outcome) -> None:
         """A body has come to an end of its own."""
-        self.completed.add(part)
+        self.completed[part].add(outcome)
 
     def check(self, task_id: str) -> None:
         """Whether no two bodies of a task act under leases that they may trust."""

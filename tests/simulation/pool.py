@@ -12,6 +12,7 @@ from billiard.exceptions import Terminated, WorkerLostError
 from celery.concurrency.base import apply_target
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.thread import TaskPool as ThreadPool
+from celery_claims.headers import HEADER
 
 from .tasks import one_app
 from .world import Process
@@ -29,9 +30,13 @@ ORPHANED = 0.5
 class Job:
     """As billiard's ``ApplyResult``, as far as anybody looks."""
 
-    def __init__(self, pool: Forks, number: int, run: Callable[[], Any], options: Any) -> None:
+    def __init__(
+        self, pool: Forks, number: int, run: Callable[[], Any], grant: str, options: Any
+    ) -> None:
         self._pool = pool
         self._job = number
+        #: the id of the grant under which it runs
+        self.grant = grant
         self._callback = options["callback"]
         self.run = run
         self.accept = options["accept_callback"]
@@ -100,7 +105,7 @@ class Forks:
         name, task_id, request, *body = args
         # A child gets a copy.
         run = partial(target, name, task_id, dict(request), *body, app=one_app(), **(kwargs or {}))
-        job = Job(self, self._count, run, options)
+        job = Job(self, self._count, run, request[HEADER]["grant_id"], options)
         self._cache[job._job] = job
         self._waiting.append(job)
         self._send()
@@ -114,6 +119,7 @@ class Forks:
             process.claims = self._claims(process)
             process.on_death.append(partial(self._child_died, job, process))
             job._write_to = Child(process)
+            self._world.simulation.judge.given(job.grant, process)
             self._children[process.pid] = (process, job)
             self._world.after(self._world.rng.uniform(*PIPE), self._begin, job, process)
 
@@ -144,7 +150,7 @@ class Forks:
     def _on_result(self, job: Job, process: Process, result: Any) -> None:
         job._ready = True
         process.on_death.clear()
-        process.kill()
+        process.end()
         self._free(process)
         if self._cache.pop(job._job, None) is not None:
             try:

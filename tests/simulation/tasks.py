@@ -12,6 +12,7 @@ from celery.exceptions import Reject, Retry
 from celery_claims import claimed, install
 from celery_claims.app import _send_onward
 from celery_claims.headers import Passport
+from celery_claims.protocol import Outcome
 from celery_claims.run import Run, run_of
 from celery_claims.tracer import wrap_tracer
 
@@ -29,8 +30,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "sim.strict": {"acks_late": True, "reject_on_worker_lost": True},
     "sim.early": {"acks_late": False},
 }
-#: How a body ends by itself, beside returning.
-PLANNED = (Retry, Reject, ValueError)
+#: How a body ends by itself, beside returning, and what is recorded of that.
+PLANNED = {Retry: Outcome.RETRY, Reject: Outcome.REJECTED, ValueError: Outcome.FAILURE}
 #: Parts of a body, between which the judge looks.
 PARTS = 3
 
@@ -75,10 +76,10 @@ def work(self: Any) -> str:
             if plan.deadly and process.parent is not None:
                 process.die()
         _end(self, plan, simulation)
-        simulation.judge.completes(body.part)
-    except PLANNED as end:
+        simulation.judge.completes(body.part, Outcome.SUCCESS)
+    except tuple(PLANNED) as end:
         if not getattr(end, "requeue", False):
-            simulation.judge.completes(body.part)
+            simulation.judge.completes(body.part, PLANNED[type(end)])
         raise
     finally:
         simulation.judge.is_over(body)

@@ -309,4 +309,4 @@ class Worker:
         self._shell.perform_pending_operations()
         channel.close()
         world.tell(self.process, "has shut down")
-        world.after(0.0, self.process.kill)
+        world.after(0.0, self.process.end)

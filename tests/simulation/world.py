@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from random import Random
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 from celery_claims.host import Host
 from greenlet import GreenletExit, getcurrent, greenlet
 
-__all__ = ["EPOCH", "Alarm", "Fiber", "Process", "Timer", "World", "the_world"]
+__all__ = ["EPOCH", "Alarm", "Fate", "Fiber", "Process", "Timer", "World", "the_world"]
 
 #: Seconds between two looks whether it is over.
 LOOK = 1.0
 #: When a simulation begins, in seconds since the epoch; nothing reads the real clock.
 EPOCH = 1_700_000_000
+#: Before everything.
+NEVER = -1e9
 
 
 class Timer:
@@ -35,6 +38,21 @@ class Timer:
     def cancel(self) -> None:
         self.call = None
         self.args = ()
+
+
+@dataclass(slots=True)
+class Fate:
+    """What befell a process, also when it is long gone.
+
+    Parameters:
+        struck_at: when it last was killed, or stood still.
+    """
+
+    struck_at: float = NEVER
+
+    @property
+    def was_struck(self) -> bool:
+        return self.struck_at > NEVER
 
 
 class World:
@@ -58,6 +76,8 @@ class World:
         self._count = 0
         self._pids = 0
         self._processes: dict[Process, None] = {}
+        #: of every process that ever was, by its pid
+        self.fates: dict[int, Fate] = {}
         _worlds[:] = [self]
 
     # time
@@ -109,6 +129,7 @@ class World:
 
     def add(self, process: Process) -> None:
         self._processes[process] = None
+        self.fates[process.pid] = process.fate
 
     def remove(self, process: Process) -> None:
         self._processes.pop(process, None)
@@ -153,6 +174,7 @@ class Process:
         self.rate = rate
         self.offset = offset
         self.pid = world.new_pid()
+        self.fate = Fate()
         self.alive = True
         self.paused = False
         self.fibers: dict[Fiber, None] = {}
@@ -195,6 +217,12 @@ class Process:
 
     def kill(self) -> None:
         """At once, wherever its fibers are. Not from one of them: see ``die``."""
+        if self.alive:
+            self.fate.struck_at = self.world.now
+            self.end()
+
+    def end(self) -> None:
+        """As ``kill``, but in good order: its work is done."""
         if not self.alive:
             return
         self.alive = False
@@ -226,9 +254,11 @@ class Process:
 
     def pause(self) -> None:
         self.paused = True
+        self.fate.struck_at = self.world.now
 
     def go_on(self) -> None:
         self.paused = False
+        self.fate.struck_at = self.world.now
         stopped, self._stopped = self._stopped, []
         for fiber, ticket in stopped:
             self.world.after(0.0, fiber.resume, ticket)
