@@ -37,15 +37,14 @@ from ..protocol import (
 )
 from .arguments import check_batch, check_duty, check_keep, check_keys, check_scan
 from .base import Census, Page, Store, View
+from .packing import CODES, pack_text
 from .redis_check import find_concerns
 from .redis_damage import removal_of
 from .redis_link import Call, Link, load_script
 from .redis_record import (
-    CODES,
     Shard,
     as_record,
     pack_request,
-    pack_text,
     recalled,
     rows_of,
     shard_of,

@@ -8,46 +8,20 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from ..protocol import Attempt, ClaimRequest, ClaimToken, Delivery, Outcome, Record, State
+from ..protocol import Attempt, ClaimRequest, ClaimToken, Delivery, Record, State
 from .base import FORGOTTEN
+from .packing import OUTCOMES, pack_text, state_of, unpack_text
 from .reading import check_record
 
 __all__ = [
-    "CODES",
-    "OUTCOMES",
     "Shard",
     "as_record",
     "pack_identity",
     "pack_request",
-    "pack_text",
     "recalled",
     "rows_of",
     "shard_of",
-    "unpack_text",
 ]
-
-#: The outcome of a record by its code; 0 is a claimed one. Kept data depends on the order.
-OUTCOMES: tuple[Outcome | None, ...] = (
-    None,
-    Outcome.NACKED,
-    Outcome.EXPIRED,
-    Outcome.REJECTED,
-    Outcome.SUCCESS,
-    Outcome.FAILURE,
-    Outcome.RETRY,
-    Outcome.IGNORED,
-    Outcome.REVOKED,
-    Outcome.TIMED_OUT,
-    Outcome.WORKER_LOST,
-    Outcome.EXHAUSTED,
-)
-CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
-
-#: First bytes of a UUID and of other hexadecimal text; none of them begins UTF-8.
-_UUID, _HEX = 0xFF, 0xFE
-_UUID_LENGTH = 36
-#: Shorter hexadecimal text is not worth the looking.
-_LEAST_HEX = 12
 
 _FIVE = struct.Struct(">5q")
 _FOUR = struct.Struct(">4q")
@@ -97,39 +71,6 @@ def shard_of(prefix: bytes, queue: str, slot: int | None) -> Shard:
 def slot_of(task: bytes, slots: int) -> int | None:
     """Which of the slots of its queue a task is in, None if the queue has but one."""
     return crc32(task) % slots if slots > 1 else None
-
-
-def pack_text(text: str) -> bytes:
-    """UTF-8; a UUID or other hexadecimal text in half the bytes."""
-    if len(text) == _UUID_LENGTH and text[8] == text[13] == text[18] == text[23] == "-":
-        digits, first = text.replace("-", ""), _UUID
-    elif len(text) >= _LEAST_HEX and not len(text) % 2:
-        digits, first = text, _HEX
-    else:
-        return text.encode("utf-8", "surrogatepass")
-    try:
-        packed = bytes.fromhex(digits)
-    except ValueError:
-        return text.encode("utf-8", "surrogatepass")
-    # Capitals, blanks or other dashes would not come back as they were.
-    if packed.hex() != digits or (first == _UUID and len(digits) != _UUID_LENGTH - 4):
-        return text.encode("utf-8", "surrogatepass")
-    return b"%c%b" % (first, packed)
-
-
-def unpack_text(packed: bytes) -> str:
-    """What ``pack_text`` packed.
-
-    Raises:
-        ValueError: it did not pack this.
-    """
-    first = packed[0] if packed else 0
-    if first == _HEX:
-        return packed[1:].hex()
-    if first != _UUID:
-        return packed.decode("utf-8", "surrogatepass")
-    digits = packed[1:].hex()
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def pack_request(request: ClaimRequest) -> list[bytes]:
@@ -192,7 +133,7 @@ def as_record(queue: str, task_id: str, packed: bytes, expires_at: int) -> Recor
         raise ValueError(f"no outcome has the code {code}")
     root = values.text() or task_id
     outcome, born = OUTCOMES[code], token // 1000
-    state = _STATES.get(outcome, State.FINISHED)
+    state = state_of(outcome)
     settled_at = forget_at = 0
     owner = grant_id = FORGOTTEN
     delivery = Delivery()
@@ -225,9 +166,6 @@ def as_record(queue: str, task_id: str, packed: bytes, expires_at: int) -> Recor
         delivery=delivery,
     )
     return check_record(record)
-
-
-_STATES = {None: State.CLAIMED, Outcome.NACKED: State.FREE, Outcome.EXPIRED: State.FREE}
 
 
 @lru_cache(maxsize=1024)

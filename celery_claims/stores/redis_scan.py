@@ -15,9 +15,10 @@ from ..errors import InvalidArgument, StoreCorrupt
 from ..protocol import Record
 from .arguments import decode_cursor, encode_cursor
 from .base import Census, Page, Unreadable, View
+from .packing import unpack_text
 from .redis_damage import damaged_claim, damaged_key, damaged_shard
 from .redis_link import Call, Link, load_script
-from .redis_record import Shard, as_record, rows_of, unpack_text
+from .redis_record import Shard, as_record, rows_of
 from .redis_url import Target
 
 __all__ = ["Reader"]

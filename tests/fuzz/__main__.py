@@ -21,7 +21,8 @@ with atheris.instrument_imports(include=["celery_claims"]):
     from celery_claims.errors import ConfigurationError, InvalidArgument
     from celery_claims.stores import SCHEMES, View, open_store
     from celery_claims.stores.memory import MemoryStore
-    from celery_claims.stores.redis_record import as_record, unpack_text
+    from celery_claims.stores.packing import unpack_text
+    from celery_claims.stores.redis_record import as_record
     from celery_claims.stores.redis_scan import _read as read_place
     from celery_claims.stores.sqlite_rows import place_of
 
