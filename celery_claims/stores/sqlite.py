@@ -39,12 +39,14 @@ from .arguments import (
 )
 from .base import FORGET_BATCH, Census, Page, Store, View
 from .memory import Clock, host_clock
+from .packing import OUTCOMES, state_of
 from .sqlite_file import SQL, SQLiteFile
 from .sqlite_rows import (
     UnreadableRow,
     as_row,
     cursor_at,
     find,
+    find_place,
     high_water,
     pack,
     place_of,
@@ -71,6 +73,9 @@ NETWORK_FILESYSTEMS = (
 )
 
 _SYNCHRONOUS_FULL = 2
+
+#: How many records of all queues a page of one queue's records reads at most.
+SCAN_PART = 1000
 
 
 class SQLiteStore(Store):
@@ -123,14 +128,22 @@ class SQLiteStore(Store):
     ) -> Page:
         check_scan(view, queue, limit)
         parameters = place_of(view, queue, cursor)
-        statement = f"scan_{view.value}" if queue is None else f"scan_{view.value}_of_queue"
+        indexed = queue is not None and view is not View.ALL
+        statement = f"scan_{view.value}_of_queue" if indexed else f"scan_{view.value}"
+        # Nothing has all records of a queue together: a page reads a part of the table.
+        most = limit + 1 if queue is None or indexed else max(limit + 1, SCAN_PART)
 
         def read_page(connection: sqlite3.Connection) -> Page:
             now = self._clock() // 1000
-            parameters.update(now=now, most=limit + 1)
+            parameters.update(now=now, most=most)
             rows = connection.execute(SQL[statement], parameters).fetchall()
-            following = cursor_at(view, queue, rows[limit - 1]) if len(rows) > limit else None
-            records, unreadable = read_rows(rows[:limit])
+            wanted = [row for row in rows if queue is None or row["queue"] == parameters["queue"]]
+            following: str | None = None
+            if len(wanted) > limit:
+                following = cursor_at(view, queue, wanted[limit - 1])
+            elif len(rows) == most:
+                following = cursor_at(view, queue, rows[-1])
+            records, unreadable = read_rows(wanted[:limit])
             return Page(records, following, now, unreadable)
 
         return self._guard(lambda: self._file.read(read_page))
@@ -156,11 +169,13 @@ class SQLiteStore(Store):
         parameters = {"now": now, "queue": pack(queue or "")}
         counts = {"live": 0, "orphaned": 0, "free": 0, "finished": 0}
         for row in connection.execute(SQL[statement], parameters):
-            kind = row["state"]
+            code = row["outcome"]
+            if not isinstance(code, int) or not 0 <= code < len(OUTCOMES):
+                continue
+            kind = state_of(OUTCOMES[code]).value
             if kind == State.CLAIMED.value:
                 kind = "live" if row["ahead"] else "orphaned"
-            if kind in counts:
-                counts[kind] += row["number"]
+            counts[kind] += row["number"]
         return Census(now=now, **counts)
 
     def elect(self, duty: str, interval_ms: int) -> bool:
@@ -203,10 +218,18 @@ class SQLiteStore(Store):
     def _guard(self, call: Callable[[], T]) -> T:
         try:
             return call()
+        except NoRoom as error:
+            raise StoreCorrupt(
+                self.name, "no place for the record: too many tasks have the hash of its id"
+            ) from error
         except UnreadableRow as error:
             raise StoreCorrupt(
                 self.name, f"{error.what}. Who else writes this file?"
             ) from error.__cause__
+
+
+class NoRoom(Exception):
+    """So many records have the hash of a task that its own has no place."""
 
 
 class _Change:
@@ -225,21 +248,25 @@ class _Change:
         self._high_water = self._stored_high_water
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
-        record = find(self._connection, request.queue, request.task_id)
+        place, record = find_place(self._connection, request.queue, request.task_id)
         token = next_token(self._high_water, self._now_us)
-        return self._keep(record, decide_claim(record, request, self._now, token))
+        return self._keep(place, record, decide_claim(record, request, self._now, token))
 
     def renew(self, renewal: Renewal) -> RenewAnswer:
-        record = find(self._connection, renewal.token.queue, renewal.token.task_id)
-        return self._keep(record, decide_renew(record, renewal, self._now, self._high_water))
+        place, record = find_place(self._connection, renewal.token.queue, renewal.token.task_id)
+        return self._keep(place, record, decide_renew(record, renewal, self._now, self._high_water))
 
     def settle(self, settlement: Settlement) -> SettleAnswer:
-        record = find(self._connection, settlement.token.queue, settlement.token.task_id)
-        return self._keep(record, decide_settle(record, settlement, self._now, self._high_water))
+        place, record = find_place(
+            self._connection, settlement.token.queue, settlement.token.task_id
+        )
+        return self._keep(
+            place, record, decide_settle(record, settlement, self._now, self._high_water)
+        )
 
     def expire(self, expiry: Expiry, keep_ms: int) -> bool:
-        record = find(self._connection, expiry.queue, expiry.task_id)
-        return self._keep(record, decide_expire(record, expiry, self._now, keep_ms))
+        place, record = find_place(self._connection, expiry.queue, expiry.task_id)
+        return self._keep(place, record, decide_expire(record, expiry, self._now, keep_ms))
 
     def forget(self) -> None:
         parameters = {"now": self._now, "most": FORGET_BATCH}
@@ -261,27 +288,29 @@ class _Change:
         if self._high_water > self._stored_high_water:
             self._connection.execute(SQL["raise_high_water"], {"token": self._high_water})
 
-    def _keep(self, before: Record | None, transition: Transition[T]) -> T:
+    def _keep(self, place: int | None, before: Record | None, transition: Transition[T]) -> T:
         if not transition.changed:
             return transition.answer
+        if place is None:
+            raise NoRoom
         self.happened = True
         self._high_water = max(self._high_water, transition.floor)
         after = transition.record
-        if after is not None:
-            statement = "prolong" if _only_prolongs(before, after) else "keep"
-            self._connection.execute(SQL[statement], as_row(after))
-        elif before is not None:
-            key = {"queue": pack(before.queue), "task_id": pack(before.task_id)}
-            self._connection.execute(SQL["drop"], key)
+        if after is None:
+            if before is not None:
+                self._connection.execute(SQL["remove"], {"id": place})
+        elif before is None:
+            self._connection.execute(SQL["keep"], {"id": place, **as_row(after)})
+        elif _only_prolongs(before, after):
+            row = {"id": place, "expires_at": after.expires_at, "started": after.started}
+            self._connection.execute(SQL["prolong"], row)
+        else:
+            self._connection.execute(SQL["change"], {"id": place, **as_row(after)})
         return transition.answer
 
 
-def _only_prolongs(before: Record | None, after: Record) -> bool:
-    return (
-        before is not None
-        and before.token == after.token
-        and before.state is after.state is State.CLAIMED
-    )
+def _only_prolongs(before: Record, after: Record) -> bool:
+    return before.token == after.token and before.state is after.state is State.CLAIMED
 
 
 def _parse(url: str) -> tuple[str, str]:

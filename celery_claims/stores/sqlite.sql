@@ -39,37 +39,40 @@ PRAGMA synchronous = full
 PRAGMA synchronous = normal
 
 -- name: schema
--- id: stays the same for as long as the record does, so that a scan can go on from it.
+-- Finished records outnumber claims by far, and are what the file is made of. So NULL is what goes
+-- without saying: a root_id that is the task id, a claimed_at that is the token's; and of a finished
+-- record all that only a claim needs. task_id and root_id are packed, and outcome is a code, 0 for a
+-- claim (packing.py).
+-- id: where the record is looked for, a hash of queue and task id; which of the few rows there is
+-- meant say queue and task_id. So there is no index of them, which would be as large as the rows; and
+-- ids of any kind are spread, so that what a claim no longer needs leaves room for the next ones.
 CREATE TABLE claims (
     id         INTEGER PRIMARY KEY,
-    queue      BLOB    NOT NULL,
-    task_id    BLOB    NOT NULL,
-    owner      BLOB    NOT NULL,
-    grant_id   BLOB    NOT NULL,
     token      INTEGER NOT NULL,
-    root_id    BLOB    NOT NULL,
+    outcome    INTEGER NOT NULL,
     nesting    INTEGER NOT NULL,
     retries    INTEGER NOT NULL,
     deaths     INTEGER NOT NULL,
-    claimed_at INTEGER NOT NULL,
-    expires_at INTEGER NOT NULL,
-    started    INTEGER NOT NULL,
     deliveries INTEGER NOT NULL,
-    state      TEXT    NOT NULL CHECK (state IN ('claimed', 'free', 'finished')),
-    outcome    TEXT,
-    settled_at INTEGER NOT NULL,
-    forget_at  INTEGER NOT NULL,
-    task       BLOB    NOT NULL,
-    tag        BLOB    NOT NULL,
-    from_queue BLOB    NOT NULL,
+    started    INTEGER NOT NULL,
+    claimed_at INTEGER,
+    expires_at INTEGER,
+    settled_at INTEGER,
+    forget_at  INTEGER,
     priority   INTEGER,
-    UNIQUE (queue, task_id)
+    queue      BLOB    NOT NULL,
+    task_id    BLOB    NOT NULL,
+    root_id    BLOB,
+    owner      BLOB,
+    grant_id   BLOB,
+    task       BLOB,
+    tag        BLOB,
+    from_queue BLOB
 );
--- Finished records outnumber claims by far: scans of claims must not read them.
-CREATE INDEX claimed_by_key ON claims (queue, task_id) WHERE state = 'claimed';
-CREATE INDEX claimed_by_expiry ON claims (expires_at) WHERE state = 'claimed';
-CREATE INDEX claimed_by_queue ON claims (queue, expires_at) WHERE state = 'claimed';
-CREATE INDEX settled_by_end ON claims (forget_at) WHERE state <> 'claimed';
+-- Scans of claims must not read what is finished.
+CREATE INDEX claimed_by_expiry ON claims (expires_at) WHERE outcome = 0;
+CREATE INDEX claimed_by_queue ON claims (queue, expires_at) WHERE outcome = 0;
+CREATE INDEX settled_by_end ON claims (forget_at) WHERE outcome <> 0;
 CREATE TABLE turns (
     duty BLOB    PRIMARY KEY,
     last INTEGER NOT NULL
@@ -96,89 +99,82 @@ INSERT OR REPLACE INTO high_water (only, token) VALUES (1, 0)
 DELETE FROM claims WHERE id = :id
 
 -- name: find
-SELECT * FROM claims WHERE queue = :queue AND task_id = :task_id
+SELECT * FROM claims WHERE id BETWEEN :first AND :last
 
 -- name: keep
 INSERT INTO claims (
-    queue, task_id, owner, grant_id, token, root_id, nesting, retries, deaths, claimed_at,
-    expires_at, started, deliveries, state, outcome, settled_at, forget_at, task, tag,
-    from_queue, priority
+    id, token, outcome, nesting, retries, deaths, deliveries, started, claimed_at, expires_at,
+    settled_at, forget_at, priority, queue, task_id, root_id, owner, grant_id, task, tag, from_queue
 ) VALUES (
-    :queue, :task_id, :owner, :grant_id, :token, :root_id, :nesting, :retries, :deaths, :claimed_at,
-    :expires_at, :started, :deliveries, :state, :outcome, :settled_at, :forget_at, :task, :tag,
-    :from_queue, :priority
-) ON CONFLICT (queue, task_id) DO UPDATE SET
-    owner = excluded.owner,
-    grant_id = excluded.grant_id,
-    token = excluded.token,
-    root_id = excluded.root_id,
-    nesting = excluded.nesting,
-    retries = excluded.retries,
-    deaths = excluded.deaths,
-    claimed_at = excluded.claimed_at,
-    expires_at = excluded.expires_at,
-    started = excluded.started,
-    deliveries = excluded.deliveries,
-    state = excluded.state,
-    outcome = excluded.outcome,
-    settled_at = excluded.settled_at,
-    forget_at = excluded.forget_at,
-    task = excluded.task,
-    tag = excluded.tag,
-    from_queue = excluded.from_queue,
-    priority = excluded.priority
+    :id, :token, :outcome, :nesting, :retries, :deaths, :deliveries, :started, :claimed_at,
+    :expires_at, :settled_at, :forget_at, :priority, :queue, :task_id, :root_id, :owner, :grant_id,
+    :task, :tag, :from_queue
+)
+
+-- name: change
+UPDATE claims SET
+    token = :token,
+    outcome = :outcome,
+    nesting = :nesting,
+    retries = :retries,
+    deaths = :deaths,
+    deliveries = :deliveries,
+    started = :started,
+    claimed_at = :claimed_at,
+    expires_at = :expires_at,
+    settled_at = :settled_at,
+    forget_at = :forget_at,
+    priority = :priority,
+    root_id = :root_id,
+    owner = :owner,
+    grant_id = :grant_id,
+    task = :task,
+    tag = :tag,
+    from_queue = :from_queue
+WHERE id = :id
 
 -- name: prolong
--- The usual renewal, apart from ``keep`` because it touches fewer indexes.
-UPDATE claims SET expires_at = :expires_at, started = :started
-WHERE queue = :queue AND task_id = :task_id
-
--- name: drop
-DELETE FROM claims WHERE queue = :queue AND task_id = :task_id
+-- The usual renewal, apart from ``change`` because it touches fewer indexes.
+UPDATE claims SET expires_at = :expires_at, started = :started WHERE id = :id
 
 -- name: forget
 DELETE FROM claims WHERE id IN (
     SELECT id FROM claims
-    WHERE state <> 'claimed' AND forget_at <= :now
+    WHERE outcome <> 0 AND forget_at <= :now
     ORDER BY forget_at LIMIT :most
 )
 
 -- name: scan_live
+-- In the order of expiry, which a renewal only moves on: none that stays is left out.
 SELECT * FROM claims
-WHERE state = 'claimed' AND expires_at > :now AND (queue, task_id) > (:after_queue, :after_task)
-ORDER BY queue, task_id LIMIT :most
+WHERE outcome = 0 AND expires_at > :now AND (expires_at, id) > (:after_expiry, :after_id)
+ORDER BY expires_at, id LIMIT :most
 
 -- name: scan_live_of_queue
 SELECT * FROM claims
-WHERE state = 'claimed' AND expires_at > :now AND queue = :queue AND task_id > :after_task
-ORDER BY task_id LIMIT :most
+WHERE outcome = 0 AND expires_at > :now AND queue = :queue
+    AND (expires_at, id) > (:after_expiry, :after_id)
+ORDER BY expires_at, id LIMIT :most
 
 -- name: scan_orphaned
 SELECT * FROM claims
-WHERE state = 'claimed' AND expires_at <= :now AND (expires_at, id) > (:after_expiry, :after_id)
+WHERE outcome = 0 AND expires_at <= :now AND (expires_at, id) > (:after_expiry, :after_id)
 ORDER BY expires_at, id LIMIT :most
 
 -- name: scan_orphaned_of_queue
 SELECT * FROM claims
-WHERE state = 'claimed' AND expires_at <= :now AND queue = :queue
+WHERE outcome = 0 AND expires_at <= :now AND queue = :queue
     AND (expires_at, id) > (:after_expiry, :after_id)
 ORDER BY expires_at, id LIMIT :most
 
 -- name: scan_all
-SELECT * FROM claims
-WHERE (queue, task_id) > (:after_queue, :after_task)
-ORDER BY queue, task_id LIMIT :most
-
--- name: scan_all_of_queue
-SELECT * FROM claims
-WHERE queue = :queue AND task_id > :after_task
-ORDER BY task_id LIMIT :most
+SELECT * FROM claims WHERE id > :after_id ORDER BY id LIMIT :most
 
 -- name: census
-SELECT state, expires_at > :now AS ahead, count(*) AS number FROM claims GROUP BY 1, 2
+SELECT outcome, expires_at > :now AS ahead, count(*) AS number FROM claims GROUP BY 1, 2
 
 -- name: census_of_queue
-SELECT state, expires_at > :now AS ahead, count(*) AS number FROM claims
+SELECT outcome, expires_at > :now AS ahead, count(*) AS number FROM claims
 WHERE queue = :queue GROUP BY 1, 2
 
 -- name: get_turn

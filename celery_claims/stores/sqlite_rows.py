@@ -6,15 +6,18 @@ first. Places keep the type, so that a scan passes over what this package did no
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from ..checks import MAX_TOKEN
 from ..errors import InvalidArgument
-from ..protocol import Attempt, Delivery, Outcome, Record, State
+from ..protocol import Attempt, Delivery, Record, State
 from .arguments import decode_cursor, encode_cursor
-from .base import Unreadable, View
+from .base import FORGOTTEN, Unreadable, View
+from .packing import CODES, OUTCOMES, pack_text, state_of, unpack_text
 from .reading import check_record
 from .sqlite_file import SQL
 
@@ -23,6 +26,7 @@ __all__ = [
     "as_row",
     "cursor_at",
     "find",
+    "find_place",
     "high_water",
     "pack",
     "place_of",
@@ -32,13 +36,15 @@ __all__ = [
 #: Comes before every value of every type.
 _FIRST = float("-inf")
 
-_BY_KEY = {"queue": "after_queue", "task_id": "after_task"}
+_BY_EXPIRY = {"expires_at": "after_expiry", "id": "after_id"}
 #: The columns by which each view is ordered, and the parameters that say after which of them.
-_ORDERS = {
-    View.LIVE: _BY_KEY,
-    View.ORPHANED: {"expires_at": "after_expiry", "id": "after_id"},
-    View.ALL: _BY_KEY,
-}
+_ORDERS = {View.LIVE: _BY_EXPIRY, View.ORPHANED: _BY_EXPIRY, View.ALL: {"id": "after_id"}}
+
+#: Of an id, from the hash: with the rest it stays a positive number of six bytes.
+_HASH_BITS = 44
+#: The rest: so many records may have the same hash. Of a thousand million records no three have.
+_ROOM_BITS = 3
+_ROOM = 1 << _ROOM_BITS
 
 
 class UnreadableRow(Exception):
@@ -57,6 +63,23 @@ def _unpack(packed: bytes) -> str:
     return packed.decode("utf-8", "surrogatepass")
 
 
+@lru_cache(maxsize=1024)
+def _known(text: str) -> bytes:
+    """Queues, owners and names of tasks: few, and packed again and again."""
+    return pack(text)
+
+
+@lru_cache(maxsize=1024)
+def _digest_of(queue: bytes) -> bytes:
+    return hashlib.sha256(queue).digest()
+
+
+def _first_place(queue: bytes, task_id: bytes) -> int:
+    """The first of the ids that a record may have."""
+    digest = hashlib.sha256(_digest_of(queue) + task_id).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - _HASH_BITS) << _ROOM_BITS
+
+
 def _whole(value: object) -> int:
     if not isinstance(value, int):
         raise TypeError(f"expected a number, found {value!r:.100}")
@@ -69,9 +92,26 @@ def find(connection: sqlite3.Connection, queue: str, task_id: str) -> Record | N
     Raises:
         UnreadableRow.
     """
-    key = {"queue": pack(queue), "task_id": pack(task_id)}
-    row = connection.execute(SQL["find"], key).fetchone()
-    return None if row is None else as_record(row)
+    return find_place(connection, queue, task_id)[1]
+
+
+def find_place(
+    connection: sqlite3.Connection, queue: str, task_id: str
+) -> tuple[int | None, Record | None]:
+    """The id and the record of a task; of one that has none, a free id, None if there is none.
+
+    Raises:
+        UnreadableRow.
+    """
+    key = (_known(queue), pack_text(task_id))
+    first = _first_place(*key)
+    places = range(first, first + _ROOM)
+    rows = connection.execute(SQL["find"], {"first": first, "last": places[-1]}).fetchall()
+    for row in rows:
+        if (row["queue"], row["task_id"]) == key:
+            return row["id"], as_record(row)
+    taken = {row["id"] for row in rows}
+    return next((place for place in places if place not in taken), None), None
 
 
 def read_rows(
@@ -81,7 +121,10 @@ def read_rows(
     records, others = [], []
     for row in rows:
         try:
-            records.append(as_record(row))
+            record = as_record(row)
+            if not 0 <= row["id"] - _first_place(row["queue"], row["task_id"]) < _ROOM:
+                raise _unreadable(row, ValueError("no call finds it, by its id"))
+            records.append(record)
         except UnreadableRow as error:
             others.append(error.what)
     return tuple(records), tuple(others)
@@ -93,8 +136,8 @@ def place_of(view: View, queue: str | None, cursor: str | None) -> dict[str, Any
     Raises:
         InvalidArgument: naming ``cursor``.
     """
-    found = decode_cursor(cursor, view, queue, str, str)
     names = list(_ORDERS[view].values())
+    found = decode_cursor(cursor, view, queue, *(str for _ in names))
     if found is None:
         return {"queue": pack(queue or ""), **dict.fromkeys(names, _FIRST)}
     try:
@@ -145,9 +188,13 @@ def as_record(row: sqlite3.Row) -> Record:
     try:
         return _read(row)
     except (AttributeError, IndexError, TypeError, ValueError) as error:
-        number = str(row["id"])
-        removal = SQL["remove"].replace(":id", number)
-        raise UnreadableRow(Unreadable(f"row {number} of claims", str(error), removal)) from error
+        raise _unreadable(row, error) from error
+
+
+def _unreadable(row: sqlite3.Row, problem: Exception) -> UnreadableRow:
+    number = str(row["id"])
+    removal = SQL["remove"].replace(":id", number)
+    return UnreadableRow(Unreadable(f"row {number} of claims", str(problem), removal))
 
 
 def high_water(row: sqlite3.Row | None) -> int:
@@ -165,55 +212,82 @@ def high_water(row: sqlite3.Row | None) -> int:
 
 
 def _read(row: sqlite3.Row) -> Record:
+    code, token = _whole(row["outcome"]), _whole(row["token"])
+    if not 0 <= code < len(OUTCOMES):
+        raise ValueError(f"no outcome has the code {code}")
+    outcome = OUTCOMES[code]
+    state = state_of(outcome)
+    claimed_at, expires_at, settled_at, forget_at = token // 1000, 0, 0, 0
+    owner = grant_id = FORGOTTEN
+    delivery = Delivery()
+    if row["claimed_at"] is not None:
+        claimed_at = _whole(row["claimed_at"])
+    if state is not State.CLAIMED:
+        settled_at, forget_at = _whole(row["settled_at"]), _whole(row["forget_at"])
+    if state is not State.FINISHED:
+        expires_at = _whole(row["expires_at"])
+        owner, grant_id = _unpack(row["owner"]), _unpack(row["grant_id"])
+        delivery = Delivery(
+            task=_unpack(row["task"]),
+            tag=_unpack(row["tag"]),
+            queue=_unpack(row["from_queue"]),
+            priority=row["priority"],
+        )
+    task_id = unpack_text(row["task_id"])
     return check_record(
         Record(
             queue=_unpack(row["queue"]),
-            task_id=_unpack(row["task_id"]),
-            owner=_unpack(row["owner"]),
-            grant_id=_unpack(row["grant_id"]),
-            token=_whole(row["token"]),
-            root_id=_unpack(row["root_id"]),
+            task_id=task_id,
+            owner=owner,
+            grant_id=grant_id,
+            token=token,
+            root_id=task_id if row["root_id"] is None else unpack_text(row["root_id"]),
             attempt=Attempt(_whole(row["nesting"]), _whole(row["retries"])),
             deaths=_whole(row["deaths"]),
-            claimed_at=_whole(row["claimed_at"]),
-            expires_at=_whole(row["expires_at"]),
+            claimed_at=claimed_at,
+            expires_at=expires_at,
             started=bool(_whole(row["started"])),
             deliveries=_whole(row["deliveries"]),
-            state=State(row["state"]),
-            outcome=None if row["outcome"] is None else Outcome(row["outcome"]),
-            settled_at=_whole(row["settled_at"]),
-            forget_at=_whole(row["forget_at"]),
-            delivery=Delivery(
-                task=_unpack(row["task"]),
-                tag=_unpack(row["tag"]),
-                queue=_unpack(row["from_queue"]),
-                priority=row["priority"],
-            ),
+            state=state,
+            outcome=outcome,
+            settled_at=settled_at,
+            forget_at=forget_at,
+            delivery=delivery,
         )
     )
 
 
+#: What only a live or a free claim needs.
+_OF_A_CLAIM = ("expires_at", "owner", "grant_id", "task", "tag", "from_queue", "priority")
+
+
 def as_row(record: Record) -> dict[str, Any]:
-    return {
-        "queue": pack(record.queue),
-        "task_id": pack(record.task_id),
-        "owner": pack(record.owner),
-        "grant_id": pack(record.grant_id),
+    """The parameters that keep a record."""
+    settled = record.state is not State.CLAIMED
+    row = {
+        "queue": _known(record.queue),
+        "task_id": pack_text(record.task_id),
         "token": record.token,
-        "root_id": pack(record.root_id),
+        "outcome": CODES[record.outcome],
         "nesting": record.attempt.nesting,
         "retries": record.attempt.retries,
         "deaths": record.deaths,
-        "claimed_at": record.claimed_at,
-        "expires_at": record.expires_at,
-        "started": record.started,
         "deliveries": record.deliveries,
-        "state": record.state.value,
-        "outcome": None if record.outcome is None else record.outcome.value,
-        "settled_at": record.settled_at,
-        "forget_at": record.forget_at,
-        "task": pack(record.delivery.task),
+        "started": record.started,
+        "claimed_at": record.claimed_at if record.claimed_at != record.token // 1000 else None,
+        "settled_at": record.settled_at if settled else None,
+        "forget_at": record.forget_at if settled else None,
+        "root_id": pack_text(record.root_id) if record.root_id != record.task_id else None,
+    }
+    if record.state is State.FINISHED:
+        return {**row, **dict.fromkeys(_OF_A_CLAIM)}
+    return {
+        **row,
+        "expires_at": record.expires_at,
+        "owner": _known(record.owner),
+        "grant_id": pack(record.grant_id),
+        "task": _known(record.delivery.task),
         "tag": pack(record.delivery.tag),
-        "from_queue": pack(record.delivery.queue),
+        "from_queue": _known(record.delivery.queue),
         "priority": record.delivery.priority,
     }

@@ -56,7 +56,7 @@ class SQLiteHarness(Harness):
     def corrupt(self, task_id: str, queue: str = "q") -> None:
         with closing(sqlite3.connect(self.path)) as other, other:
             other.execute(
-                "UPDATE claims SET owner = 5 WHERE queue = ? AND task_id = ?",
+                "UPDATE claims SET deaths = 'x' WHERE queue = ? AND task_id = ?",
                 (queue.encode(), task_id.encode()),
             )
 

@@ -20,7 +20,7 @@ from celery_claims.protocol import (
 )
 from celery_claims.stores import Store, View
 from celery_claims.sweep import Sweeper
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from .harnesses import SQLiteHarness
@@ -102,6 +102,8 @@ def opened(harness: Any) -> Iterator[Any]:
         harness.close()
 
 
+#: Columns that have something in them whatever the record is.
+ALWAYS = ("token", "outcome", "nesting", "retries", "deaths", "deliveries", "started")
 TEXTS = ("queue", "task_id", "owner", "grant_id", "root_id", "task", "tag", "from_queue")
 COUNTS = (
     *("token", "nesting", "retries", "deaths", "claimed_at", "expires_at", "started"),
@@ -117,10 +119,11 @@ VALUES = (
 
 @settings(max_examples=60, deadline=None)
 @given(
-    column=st.sampled_from((*TEXTS, *COUNTS, "state", "outcome")),
-    value=VALUES | st.sampled_from(["claimed", "free", "finished", "success", "nacked"]),
+    column=st.sampled_from((*TEXTS, *COUNTS, "outcome")),
+    value=VALUES | st.integers(-1, 12) | st.none(),
 )
 def test_sqlite_with_anything_in_a_column(column: str, value: Any) -> None:
+    assume(value is not None or column not in (*ALWAYS, "queue", "task_id"))
     harness = SQLiteHarness()
     with opened(harness) as store:
         token = fill(store)
@@ -130,7 +133,7 @@ def test_sqlite_with_anything_in_a_column(column: str, value: Any) -> None:
         hold_to_the_promises(store, token, harness.advance)
 
 
-@pytest.mark.parametrize("column", ["owner", "queue", "task_id", "outcome", "state", "expires_at"])
+@pytest.mark.parametrize("column", ["owner", "queue", "task_id", "outcome", "expires_at"])
 def test_sqlite_with_a_text_that_is_not_utf_8(column: str) -> None:
     """The driver itself fails on it, unless it is told not to."""
     harness = SQLiteHarness()
