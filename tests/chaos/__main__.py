@@ -122,7 +122,7 @@ ROWS = {
     "finished": "finished",
     "swallowed": "never delivered",
     "swallowed_retries": "of these, a retry and what follows it",
-    "lost": "delivered, and not finished",
+    "lost": "not finished otherwise",
     "stale_tried": "stale writes tried",
     "stale_refused": "stale writes refused",
     "stale_accepted": "stale writes accepted",

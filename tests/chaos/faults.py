@@ -8,6 +8,8 @@ import signal
 import time
 from collections.abc import Callable
 
+import psutil
+
 from tests.process.proxy import Fault, Proxy
 from tests.process.waiting import stays
 
@@ -48,10 +50,11 @@ class Faults:
         self.counts = dict.fromkeys(FAULTS, 0)
 
     def happen(self) -> str:
-        """One fault; its name."""
+        """One fault; its name. Counted is what happened to somebody."""
         (name,) = self._rng.choices(list(FAULTS), weights=list(FAULTS.values()))
+        if getattr(self, name.replace(" ", "_"))() is False:
+            return f"{name}: there is none"
         self.counts[name] += 1
-        getattr(self, name.replace(" ", "_"))()
         return name
 
     def end(self) -> None:
@@ -86,17 +89,17 @@ class Faults:
         self._world.note("kill a parent", began, pids)
         self._world.replace(worker)
 
-    def kill_a_child(self) -> None:
+    def kill_a_child(self) -> bool:
+        """Whether there was one: a worker that has just been started has none yet."""
         worker = self._rng.choice(self._world.workers)
-        children = sorted(worker.children())
-        if not children:
-            return
-        pid, began = self._rng.choice(children), time.monotonic()
+        began = time.monotonic()
         try:
+            pid = self._rng.choice(sorted(worker.children()))
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        except (IndexError, psutil.NoSuchProcess, ProcessLookupError):
+            return False
         self._dead("kill a child", began, frozenset({pid}))
+        return True
 
     def freeze_a_worker(self) -> None:
         """For longer than a lease: another worker takes over, and then this one wakes up."""

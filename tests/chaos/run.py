@@ -19,7 +19,7 @@ from tests.process.waiting import WaitTimeout, stays, wait_until
 from .environment import LEDGER, PROTECTION
 from .faults import Faults
 from .load import KINDS, Load
-from .trace import POPPED, commands_in, traces
+from .trace import commands_in, dropped_in, traces
 from .verdict import Verdict, judge
 from .world import Plan, World, made
 
@@ -64,7 +64,7 @@ def run(plan: Plan, tell: Tell = lambda _: None) -> Outcome:
         world.start_workers()
         disturb(world, load, faults, tell)
         faults.end()
-        rest(world, load, tell)
+        late = rest(world, load, tell)
         logs = world.site.logs()
         broker = world.broker_server
         found = traces(commands_in(broker.folder)) if plan.broker == "redis" else {}
@@ -73,9 +73,11 @@ def run(plan: Plan, tell: Tell = lambda _: None) -> Outcome:
             world.site.journal.runs(),
             world.ledger.writes(),
             world.happenings,
-            seen_in(logs),
             plan.lease,
-            {task_id for task_id, way in found.items() if way[-1] == POPPED},
+            dropped_in(found),
+            late,
+            # What else may keep messages from workers cannot be followed, and is not on trial.
+            None if plan.protection == "claims" else seen_in(logs),
         )
     return Outcome(verdict, faults.counts, logs)
 
@@ -121,8 +123,11 @@ def disturb(world: World, load: Load, faults: Faults, tell: Tell) -> None:
         stays(lambda: True, 0.05)
 
 
-def rest(world: World, load: Load, tell: Tell) -> None:
-    """Wait until everything that was sent has ended, and for what may still come again."""
+def rest(world: World, load: Load, tell: Tell) -> set[str]:
+    """Wait until everything that was sent has ended, and for what may still come again.
+
+    The ids of the tasks that had not ended in time, whatever became of them since.
+    """
     wanted = {task_id for sent in load.sent if sent.sure for task_id in sent.ids}
 
     def left() -> set[str]:
@@ -133,8 +138,10 @@ def rest(world: World, load: Load, tell: Tell) -> None:
         wait_until(lambda: not left(), world.plan.rest, interval=0.5)
     except WaitTimeout:
         tell(f"{len(left())} tasks have not ended")
+    late = left()
     # A run that should not be would begin now.
     stays(lambda: True, 2 * world.plan.lease)
+    return late
 
 
 def seen_in(logs: Mapping[str, str]) -> set[str]:

@@ -9,7 +9,16 @@ import pytest
 
 from tests.stores.redis_server import RedisServer
 
-from .trace import ANSWERED, POPPED, PUSHED, UNACKED, commands_in, traces
+from .trace import (
+    ANSWERED,
+    POPPED,
+    PUSHED,
+    UNACKED,
+    Message,
+    commands_in,
+    dropped_in,
+    traces,
+)
 
 
 @pytest.fixture
@@ -43,7 +52,52 @@ def test_each_message_is_followed(server: RedisServer) -> None:
     server.ask("RPOP", "celery")
     found = traces(commands_in(server.folder))
     assert found == {
-        "back": [PUSHED, POPPED, UNACKED, ANSWERED],
-        "done": [PUSHED, POPPED, UNACKED, ANSWERED],
-        "lost": [PUSHED, POPPED],
+        Message("back"): [PUSHED, POPPED, UNACKED, ANSWERED],
+        Message("done"): [PUSHED, POPPED, UNACKED, ANSWERED],
+        Message("lost"): [PUSHED, POPPED],
     }
+    assert dropped_in(found) == {"lost": 0}
+
+
+def test_copies_and_attempts_are_told_apart(server: RedisServer) -> None:
+    """By the tag that kombu gives each message and the retries in its headers."""
+    for task_id, retries, tag in [("a", 0, "one"), ("a", 0, "two"), ("b", 0, "one"), ("b", 1, "x")]:
+        sent = {
+            "headers": {"id": task_id, "retries": retries},
+            "properties": {"delivery_tag": f"{task_id}-{tag}"},
+        }
+        server.ask("LPUSH", "celery", json.dumps(sent))
+    for _ in range(2):
+        server.ask("RPOP", "celery")
+    found = traces(commands_in(server.folder))
+    assert found == {
+        Message("a", 0, "a-one"): [PUSHED, POPPED],
+        Message("a", 0, "a-two"): [PUSHED, POPPED],
+        Message("b", 0, "b-one"): [PUSHED],
+        Message("b", 1, "b-x"): [PUSHED],
+    }
+    assert dropped_in(found) == {"a": 0}
+
+
+@pytest.mark.parametrize(
+    ("other", "way"),
+    [
+        (Message("a", 0, "copy"), [PUSHED]),
+        (Message("a", 0, "copy"), [PUSHED, POPPED, UNACKED]),
+        (Message("a", 0, "copy"), [PUSHED, POPPED, UNACKED, ANSWERED]),
+        (Message("a", 1, "retry"), [PUSHED]),
+    ],
+)
+def test_a_message_that_is_still_there_or_was_answered_is_not_dropped(
+    other: Message, way: list[str]
+) -> None:
+    """A copy that was lost on the way excuses no other one, nor a later attempt."""
+    assert dropped_in({Message("a", 0, "first"): [PUSHED, POPPED], other: way}) == {}
+
+
+def test_the_newest_attempt_is_what_was_dropped() -> None:
+    found = {
+        Message("a", 0, "first"): [PUSHED, POPPED, UNACKED, ANSWERED],
+        Message("a", 1, "second"): [PUSHED, POPPED],
+    }
+    assert dropped_in(found) == {"a": 1}

@@ -13,12 +13,27 @@ import re
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["POPPED", "commands_in", "traces"]
+__all__ = ["Message", "commands_in", "dropped_in", "traces"]
 
 PUSHED, POPPED, UNACKED, ANSWERED = "pushed", "popped", "unacknowledged", "answered or put back"
 
 Command = list[bytes]
+
+
+class Message(NamedTuple):
+    """Which message of a broker it is: each copy has a tag of its own, which it keeps.
+
+    Parameters:
+        task_id: Celery's id.
+        retries: of its attempt.
+        tag: its delivery tag, empty if it has none.
+    """
+
+    task_id: str
+    retries: int = 0
+    tag: str = ""
 
 
 def commands_in(folder: Path) -> Iterator[Command]:
@@ -54,44 +69,64 @@ def _commands(raw: bytes) -> Iterator[Command]:
         yield command
 
 
-def traces(commands: Iterable[Command], unacked: str = "unacked") -> Mapping[str, list[str]]:
-    """What happened to the messages of each task, by its id, in order.
+def traces(commands: Iterable[Command], unacked: str = "unacked") -> Mapping[Message, list[str]]:
+    """What happened to each message of a task, in order.
 
     Parameters:
         commands: as the server carried them out.
         unacked: kombu's hash.
     """
-    found: dict[str, list[str]] = defaultdict(list)
+    found: dict[Message, list[str]] = defaultdict(list)
     lists: dict[bytes, deque[bytes]] = defaultdict(deque)
-    tags: dict[bytes, str] = {}
+    tags: dict[bytes, Message | None] = {}
     for name, key, *rest in (command for command in commands if len(command) > 1):
         verb = name.upper()
         if verb in (b"LPUSH", b"RPUSH"):
             for message in rest:
                 lists[key].append(message) if verb == b"RPUSH" else lists[key].appendleft(message)
-                _note(found, _task(message), PUSHED)
+                _note(found, _message(message), PUSHED)
         elif verb in (b"LPOP", b"RPOP") and lists[key]:
             message = lists[key].pop() if verb == b"RPOP" else lists[key].popleft()
-            _note(found, _task(message), POPPED)
+            _note(found, _message(message), POPPED)
         elif verb == b"HSET" and key == unacked.encode():
-            tags[rest[0]] = _task(rest[1])
+            tags[rest[0]] = _message(rest[1])
             _note(found, tags[rest[0]], UNACKED)
         elif verb == b"HDEL" and key == unacked.encode():
             for tag in rest:
-                _note(found, tags.pop(tag, ""), ANSWERED)
+                _note(found, tags.pop(tag, None), ANSWERED)
     return found
 
 
-def _note(found: dict[str, list[str]], task_id: str, what: str) -> None:
-    if task_id:
-        found[task_id].append(what)
+def dropped_in(found: Mapping[Message, list[str]]) -> Mapping[str, int]:
+    """The tasks whose messages the broker gave away and then knew nothing more of.
+
+    By id, with the retries of the attempt: the newest that there was a message of, and it counts
+    only if each copy of it went that way.
+    """
+    ways: dict[str, dict[int, list[list[str]]]] = defaultdict(lambda: defaultdict(list))
+    for message, way in found.items():
+        ways[message.task_id][message.retries].append(way)
+    newest = {task_id: max(attempts) for task_id, attempts in ways.items()}
+    return {
+        task_id: retries
+        for task_id, retries in newest.items()
+        if all(way[-1] == POPPED for way in ways[task_id][retries])
+    }
 
 
-def _task(message: bytes) -> str:
-    """The task's id; empty for what is no task."""
+def _note(found: dict[Message, list[str]], message: Message | None, what: str) -> None:
+    if message is not None:
+        found[message].append(what)
+
+
+def _message(raw: bytes) -> Message | None:
+    """Which one it is; None for what is no task."""
     try:
-        told = json.loads(message)
-        headers = (told[0] if isinstance(told, list) else told)["headers"]
-        return str(headers.get("id") or "")
+        told = json.loads(raw)
+        told = told[0] if isinstance(told, list) else told
+        headers, properties = told["headers"], told.get("properties") or {}
+        tag = properties.get("delivery_tag") or ""
+        found = Message(str(headers["id"]), int(headers.get("retries") or 0), str(tag))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return ""
+        return None
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 
@@ -20,6 +20,12 @@ UNRECORDED = 5.0
 #: How a body ends that is not to be run again under the same attempt.
 ENDS = ("finish", "Retry")
 
+#: Why an attempt may run again.
+KILLED = "killed"
+LOST_CLAIM = "its claim was lost"
+UNKNOWN_END = "killed or cut off before its end was recorded"
+EXPLAINED = (KILLED, LOST_CLAIM, UNKNOWN_END)
+
 
 @dataclass
 class Verdict:
@@ -28,11 +34,11 @@ class Verdict:
     Parameters:
         sent: tasks that were sent for sure, each of a chain or chord counted.
         finished: those of them that ran to their end.
-        swallowed: those that no worker ever saw, or saw no more after they were put back: the
-            broker lost them on the way, or what protects them did not let them be sent.
+        swallowed: those whose last message the broker is proven to have given away and forgotten;
+            without claims also those that no worker ever saw, for whatever reason.
         swallowed_retries: those of them that had been run, and whose retry nobody saw, with what
             follows them.
-        lost: those that a worker saw, and that never ended.
+        lost: all others that never ended.
         repeated: runs of an attempt beyond its first, by why there was another.
         overlaps: runs beside another one of the same task, by what explains it.
         stale_tried, stale_refused, stale_accepted: writes of a run after one of a later run.
@@ -59,9 +65,10 @@ def judge(
     runs: Sequence[Run],
     writes: Sequence[Write],
     happenings: Sequence[Happening],
-    seen: Collection[str],
     lease: float,
-    dropped: Collection[str] = (),
+    dropped: Mapping[str, int],
+    late: Collection[str] = (),
+    seen: Collection[str] | None = None,
 ) -> Verdict:
     """Judge a run after everything has come to rest.
 
@@ -70,16 +77,20 @@ def judge(
         runs: what ran.
         writes: what the ledger saw, in its order.
         happenings: the faults.
-        seen: ids of messages that some worker had; of later attempts, with the attempt.
         lease: seconds.
-        dropped: ids of which the broker gave the last message away and never heard of it again.
+        dropped: ids of tasks of whose newest attempt the broker gave each message away and never
+            heard of it again, with the retries of that attempt.
+        late: ids of tasks that had not ended when the wait for them was over.
+        seen: None holds the run to the promises: what never ended is lost unless it was dropped.
+            Else the ids of messages that some worker had, of later attempts with the attempt; what
+            is not among them counts as never delivered.
     """
     verdict = Verdict()
     of_task: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         of_task[run.task_id].append(run)
-    trial = _Trial(verdict, happenings, lease, dropped)
-    trial.count_sent(sent, of_task, seen)
+    trial = _Trial(verdict, happenings, lease, dropped, late, seen)
+    trial.count_sent(sent, of_task)
     for task_runs in of_task.values():
         trial.count_repeated(task_runs)
         trial.count_overlaps(task_runs)
@@ -87,10 +98,9 @@ def judge(
     return verdict
 
 
-def _awaited(task_id: str, runs: Sequence[Run]) -> str:
-    """What the logs would name if a worker had got the message that is missing."""
-    retried = [run.retries for run in runs if run.event == "Retry"]
-    return f"{task_id} attempt {max(retried) + 1}" if retried else task_id
+def _awaited(runs: Sequence[Run]) -> int:
+    """The retries of the attempt whose message is missing."""
+    return max((run.retries + 1 for run in runs if run.event == "Retry"), default=0)
 
 
 @dataclass
@@ -98,11 +108,11 @@ class _Trial:
     verdict: Verdict
     happenings: Sequence[Happening]
     lease: float
-    dropped: Collection[str]
+    dropped: Mapping[str, int]
+    late: Collection[str]
+    seen: Collection[str] | None
 
-    def count_sent(
-        self, sent: Iterable[Sent], of_task: dict[str, list[Run]], seen: Collection[str]
-    ) -> None:
+    def count_sent(self, sent: Iterable[Sent], of_task: dict[str, list[Run]]) -> None:
         for each in (one for one in sent if one.sure):
             # What follows a swallowed message of a chain or chord could not run either.
             gone = gone_retry = False
@@ -110,7 +120,9 @@ class _Trial:
                 self.verdict.sent += 1
                 if any(run.event == "finish" for run in of_task[task_id]):
                     self.verdict.finished += 1
-                elif gone or self._is_gone(task_id, of_task[task_id], seen):
+                    if task_id in self.late:
+                        self._violate(f"{each.kind} ended too late", of_task[task_id], task_id)
+                elif gone or self._is_gone(task_id, of_task[task_id]):
                     is_retry = gone_retry or bool(of_task[task_id])
                     gone, gone_retry = True, is_retry
                     self.verdict.swallowed += 1
@@ -122,9 +134,17 @@ class _Trial:
                     self.verdict.lost += 1
                     self._violate(f"{each.kind} never finished", of_task[task_id], task_id)
 
-    def _is_gone(self, task_id: str, runs: Sequence[Run], seen: Collection[str]) -> bool:
-        """Whether its last message reached no worker."""
-        return task_id in self.dropped or _awaited(task_id, runs) not in seen
+    def _is_gone(self, task_id: str, runs: Sequence[Run]) -> bool:
+        """Whether its last message reached no worker, for which the broker is to blame.
+
+        One that is still queued, or that was never there, is no such message.
+        """
+        awaited = _awaited(runs)
+        if self.dropped.get(task_id, -1) >= awaited:
+            return True
+        if self.seen is None:
+            return False
+        return (f"{task_id} attempt {awaited}" if awaited else task_id) not in self.seen
 
     def count_repeated(self, runs: list[Run]) -> None:
         attempts: dict[int, list[Run]] = defaultdict(list)
@@ -134,8 +154,8 @@ class _Trial:
             for before, _ in pairwise(of_attempt):
                 why = self._why_again(before)
                 self.verdict.repeated[why] += 1
-                if why == "it had ended":
-                    self._violate("ran again after its end", runs, before.task_id)
+                if why not in EXPLAINED:
+                    self._violate(f"ran again: {why}", runs, before.task_id)
 
     def count_overlaps(self, runs: list[Run]) -> None:
         for one, two in combinations(sorted(runs, key=lambda run: run.started), 2):
@@ -162,27 +182,32 @@ class _Trial:
     def _why_again(self, before: Run) -> str:
         """Why an attempt was started again after this run of it."""
         if before.event == "died":
-            return "killed"
-        if before.event == "ClaimLost":
-            return "its claim was lost"
+            return KILLED
         end = before.ended if before.ended is not None else float("inf")
         # The end of a body is recorded after it: until then it is not known to be over.
         disturbed = self._explains(before, end + UNRECORDED)
         if before.event in ENDS:
-            return "killed or cut off before its end was recorded" if disturbed else "it had ended"
-        return "killed" if disturbed else f"ended by {before.event or 'nobody knows what'}"
+            return UNKNOWN_END if disturbed else "it had ended"
+        if before.event == "ClaimLost":
+            # What it lost, a fault before its first line may have taken.
+            disturbed = disturbed or self._explains(before, end, early=self.lease)
+            return LOST_CLAIM if disturbed else f"{LOST_CLAIM} without a fault"
+        return KILLED if disturbed else f"ended by {before.event or 'nobody knows what'}"
 
     def _why_beside(self, one: Run, two: Run) -> str:
         """What explains that a run began while another one of its task was not over."""
         return self._explains(one, two.started + self.lease) or "nothing"
 
-    def _explains(self, run: Run, until: float) -> str:
+    def _explains(self, run: Run, until: float, early: float = 0.0) -> str:
         """A fault since its start that can have taken this run's lease; empty if there was none.
 
         What happens to the broker takes no lease, nor does a moment without the store.
+
+        Parameters:
+            early: seconds before its start that count as well.
         """
         for each in self.happenings:
-            if each.began > until or each.ended < run.started:
+            if each.began > until or each.ended < run.started - early:
                 continue
             if run.pid in each.pids:
                 return each.what
