@@ -8,7 +8,7 @@ from .base import Unreadable
 from .redis_link import Link
 from .redis_record import Shard
 
-__all__ = ["damaged_claim", "damaged_key", "damaged_shard", "removal_of"]
+__all__ = ["damaged_bucket", "damaged_claim", "damaged_record", "damaged_shard", "removal_of"]
 
 
 def quoted(key: bytes) -> str:
@@ -29,10 +29,19 @@ def damaged_claim(shard: Shard, task: bytes, error: ValueError) -> Unreadable:
     return Unreadable(f"claim {quoted(task)} of {quoted(shard.base)}", str(error), removal)
 
 
-def damaged_key(shard: Shard, task: bytes, problem: str) -> Unreadable:
-    """A free or finished record."""
-    key = quoted(shard.key(task))
-    return Unreadable(f"the key {key}", problem, f"DEL {key}")
+def damaged_record(link: Link, shard: Shard, task: bytes, problem: str) -> Unreadable:
+    """A free or finished record.
+
+    Raises:
+        StoreError: other than StoreCorrupt.
+    """
+    removal = removal_of(link, shard, task)
+    return Unreadable(f"the record {quoted(shard.key(task))}", problem, removal)
+
+
+def damaged_bucket(key: bytes, problem: str) -> Unreadable:
+    """What stands where a bucket of finished records should."""
+    return Unreadable(f"the key {quoted(key)}", problem, f"DEL {quoted(key)}")
 
 
 def damaged_shard(link: Link, shard: Shard, error: StoreCorrupt) -> Unreadable:
@@ -52,13 +61,14 @@ def removal_of(link: Link, shard: Shard, task: bytes) -> str:
         StoreError: other than StoreCorrupt.
     """
     base, claimed, expiry = shard.fixed
-    settled = shard.key(task)
+    settled, levels = shard.key(task), shard.levels
     found: dict[bytes, bytes | None] = {}
     for key, command in (
         (base, ("GET", base)),
         (claimed, ("HGET", claimed, task)),
         (expiry, ("ZSCORE", expiry, task)),
         (settled, ("GET", settled)),
+        (levels, ("GET", levels)),
     ):
         try:
             found[key] = link.ask(*command)
@@ -69,6 +79,14 @@ def removal_of(link: Link, shard: Shard, task: bytes) -> str:
         return f"DEL {quoted(base)}"
     if found[claimed] is not None:
         return f"HDEL {quoted(claimed)} {quoted(task)}"
+    if found[settled] is not None:
+        return f"DEL {quoted(settled)}"
+    for bucket in shard.buckets(task, found[levels] or b""):
+        try:
+            if link.ask("HEXISTS", bucket, task):
+                return f"HDEL {quoted(bucket)} {quoted(task)}"
+        except StoreCorrupt:
+            return f"DEL {quoted(bucket)}"
     return f"DEL {quoted(settled)}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import struct
 from binascii import crc32
 from collections.abc import Sequence
@@ -46,6 +48,21 @@ class Shard:
 
     def key(self, task: bytes) -> bytes:
         return b"%b:%b" % (self.base, task)
+
+    @property
+    def levels(self) -> bytes:
+        """The key that names the levels of finished records."""
+        return self.base + b".f"
+
+    def buckets(self, task: bytes, levels: bytes) -> list[bytes]:
+        """Where a finished record of a task may be: what ``bucket_of`` in ``record.lua`` makes.
+
+        Parameters:
+            levels: what the key of that name holds.
+        """
+        spread = int(hashlib.sha1(task, usedforsecurity=False).hexdigest()[:7], 16)
+        numbers = [int(number) for number in re.findall(rb"(\d{1,2}):\d+", levels)]
+        return [b"%b:%d:%d" % (self.levels, n, spread % (1 << n)) for n in numbers]
 
     @property
     def queue(self) -> str:

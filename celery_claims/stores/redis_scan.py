@@ -2,12 +2,13 @@
 
 Claimed records are read by the end of their lease, from all shards merged: what is renewed
 meanwhile moves on and may be shown again, but is never passed over. What is free or finished has
-no index: it is found by SCAN, a bounded step a page.
+no index: it is found by SCAN, a bounded step a page, and in the buckets that SCAN finds.
 """
 
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from ..protocol import Record
 from .arguments import decode_cursor, encode_cursor
 from .base import Census, Page, Unreadable, View
 from .packing import unpack_text
-from .redis_damage import damaged_claim, damaged_key, damaged_shard
+from .redis_damage import damaged_bucket, damaged_claim, damaged_record, damaged_shard
 from .redis_link import Call, Link, load_script
 from .redis_record import Shard, as_record, rows_of
 from .redis_url import Target
@@ -175,13 +176,36 @@ class Reader:
             if cursor == 0:
                 later = names[names.index(server) + 1 :]
                 server, cursor = (later[0], 0) if later else (server, _OVER)
-        shown, left = keys[:limit], keys[limit:]
+        shown, left, broken = self._unfolded(keys, limit)
         records, now, unreadable = self._read(shown, queue)
+        unreadable += broken
         following = None
         if left or cursor != _OVER:
             rest = ",".join(key.hex() for key in left)
             following = encode_cursor(view, queue, *_Place(_SETTLED, cursor, server, rest))
         return Page(tuple(records), following, now, tuple(unreadable))
+
+    def _unfolded(
+        self, keys: Sequence[bytes], limit: int
+    ) -> tuple[list[bytes], list[bytes], list[Unreadable]]:
+        """The first keys of records, the other keys, and buckets that cannot be read.
+
+        A bucket stands for the keys that its records would have by themselves.
+        """
+        left, shown, broken = deque(keys), list[bytes](), list[Unreadable]()
+        while left and len(shown) < limit:
+            key = left.popleft()
+            shard, is_bucket = self._bucket(key)
+            if not is_bucket:
+                shown.append(key)
+                continue
+            try:
+                tasks = self._link.ask("HKEYS", key)
+            except StoreCorrupt as error:
+                broken.append(damaged_bucket(key, error.problem))
+            else:
+                left.extendleft(shard.key(task) for task in tasks)
+        return shown, [*left], broken
 
     def _read(
         self, keys: Iterable[bytes], queue: str | None
@@ -196,7 +220,7 @@ class Reader:
         records, now, unreadable = [], 0, []
         for (shard, task), answer in zip(places, answers, strict=True):
             if isinstance(answer, StoreCorrupt):
-                unreadable.append(damaged_key(shard, task, answer.problem))
+                unreadable.append(damaged_record(self._link, shard, task, answer.problem))
                 continue
             ((clock, expires_at, packed),) = rows_of(answer, _LOOKED_UP, 1)
             now = max(now, clock)
@@ -204,16 +228,21 @@ class Reader:
                 if packed:
                     records.append(as_record(shard.queue, unpack_text(task), packed, expires_at))
             except ValueError as error:
-                unreadable.append(damaged_key(shard, task, str(error)))
+                unreadable.append(damaged_record(self._link, shard, task, str(error)))
         return records, now or self._now(), unreadable
 
     def _pattern(self, queue: str | None) -> bytes:
         """A pattern of the keys; ``_read`` leaves out what it shows too much."""
         if queue is None:
-            return _escape(self._prefix) + b"{*}:*"
+            return _escape(self._prefix) + b"{*}*:*"
         name = self._shards(queue)[0].name.partition(b"#")[0]
         slot = b"#*" if self._slots > 1 else b""
-        return b"%b{%b%b}:*" % (_escape(self._prefix), _escape(name), slot)
+        return b"%b{%b%b}*:*" % (_escape(self._prefix), _escape(name), slot)
+
+    def _bucket(self, key: bytes) -> tuple[Shard, bool]:
+        """The shard of a key that SCAN found, and whether it is a bucket."""
+        tag, _, rest = key[len(self._prefix) + 1 :].partition(b"}")
+        return Shard(self._prefix, tag), rest.startswith(b".f:")
 
     def _parse(self, key: bytes) -> tuple[Shard, bytes]:
         tag, _, task = key[len(self._prefix) + 1 :].partition(b"}:")

@@ -58,7 +58,8 @@ class RedisHarness(Harness):
     def corrupt(self, task_id: str, queue: str = "q") -> None:
         with self.server.client() as client:
             for key in client.scan_iter(f"{self.prefix}{{{queue}*", count=1000):
-                if key.endswith(b".c") and client.hexists(key, task_id):
+                is_hash = key.endswith(b".c") or b"}.f:" in key
+                if is_hash and client.hexists(key, task_id):
                     packed = client.hget(key, task_id)
                     client.hset(key, task_id, packed[: len(packed) // 2])
                 elif key.endswith(f":{task_id}".encode()):

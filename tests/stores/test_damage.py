@@ -201,13 +201,14 @@ def test_redis_with_an_outcome_of_a_later_version_grants_nothing(code: int) -> N
     with opened(harness) as store, harness.server.client() as client:
         token = fill(store)
         store.settle([Settlement(token, Outcome.SUCCESS, LEASE)])
-        key = f"{harness.prefix}{{q}}:t1"
-        packed = client.get(key)
-        client.set(key, bytes([code]) + packed[1:], keepttl=True)
-        with pytest.raises(StoreCorrupt, match=f"code {code}.*DEL"):
+        (bucket,) = client.keys(f"{harness.prefix}{{q}}.f:*")
+        packed = client.hget(bucket, "t1")
+        # After when it is forgotten.
+        client.hset(bucket, "t1", packed[:6] + bytes([code]) + packed[7:])
+        with pytest.raises(StoreCorrupt, match=f"code {code}.*HDEL"):
             store.claim([request("t1")])
         (unreadable,) = store.scan(View.ALL, cursor=store.scan(View.ALL).cursor).unreadable
-        assert unreadable.removal.startswith("DEL ")
+        assert unreadable.removal == f'HDEL "{bucket.decode()}" "t1"'
 
 
 @settings(max_examples=20, deadline=None)

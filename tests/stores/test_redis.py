@@ -8,6 +8,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -462,9 +463,114 @@ class TestForms:
     ) -> None:
         token = claim(store)
         store.settle([Settlement(token, Outcome.SUCCESS, 50)])
-        wait_until(lambda: server.ask("EXISTS", "claims:{q}:t") == 0, what="Redis forgets")
+        wait_until(lambda: server.ask("KEYS", "claims:{q}.f*") == [], what="Redis forgets")
         assert store.lookup([("q", "t")]) == [None]
         assert claim(store).token > token.token
+
+
+def finish_many(store: Any, number: int, keep_ms: int = KEEP, prefix: str = "t") -> list[str]:
+    """So many tasks, claimed and finished; their ids."""
+    ids = [f"{prefix}{count}" for count in range(number)]
+    for first in range(0, number, 500):
+        answers = store.claim([request(task_id) for task_id in ids[first : first + 500]])
+        store.settle([Settlement(granted(a), Outcome.SUCCESS, keep_ms) for a in answers])
+    return ids
+
+
+def buckets(server: RedisServer) -> dict[bytes, int]:
+    """Of queue q: how many finished records each has."""
+    return {key: server.ask("HLEN", key) for key in server.ask("KEYS", "claims:{q}.f:*")}
+
+
+class TestBuckets:
+    """Finished records share small hashes."""
+
+    def test_they_stay_small_and_are_found_on_every_level(
+        self, server: RedisServer, store: RedisStore
+    ) -> None:
+        ids = finish_many(store, 3000)
+        sizes = buckets(server)
+        assert sum(sizes.values()) == 3000
+        levels = {key.split(b":")[-2] for key in sizes}
+        assert len(levels) > 1
+        assert max(sizes.values()) <= 120
+        assert {server.ask("OBJECT", "ENCODING", key) for key in sizes} <= {b"listpack", b"ziplist"}
+        found = store.lookup([("q", task_id) for task_id in ids])
+        assert [record.task_id for record in found if record is not None] == ids
+        assert {type(a) for a in store.claim([request(task_id) for task_id in ids])} == {Finished}
+
+    def test_a_scan_shows_each_once_and_no_page_more_than_asked(self, store: RedisStore) -> None:
+        ids = finish_many(store, 1000)
+        claim(store, "claimed")
+        shown: list[str] = []
+        cursor: str | None = None
+        while True:
+            page = store.scan(View.ALL, queue="q", cursor=cursor, limit=30)
+            assert len(page.records) <= 30
+            shown += [record.task_id for record in page.records]
+            cursor = page.cursor
+            if cursor is None:
+                break
+        assert sorted(shown) == sorted([*ids, "claimed"])
+
+    def test_what_is_over_makes_room(self, server: RedisServer, store: RedisStore) -> None:
+        """One that is kept for long keeps its bucket, and those beside it go all the same."""
+        kept = finish_many(store, 50, prefix="kept")
+        for turn in range(20):
+            finish_many(store, 200, keep_ms=1, prefix=f"{turn}-")
+        assert sum(buckets(server).values()) < 1000
+        assert all(store.lookup([("q", task_id) for task_id in kept]))
+
+    def test_a_shorter_time_does_not_shorten_that_of_others(
+        self, server: RedisServer, store: RedisStore
+    ) -> None:
+        kept = finish_many(store, 100, prefix="kept")
+        finish_many(store, 100, keep_ms=30, prefix="short")
+        left = [server.ask("PTTL", key) for key in buckets(server)]
+        assert min(left) > KEEP / 2
+        assert server.ask("PTTL", "claims:{q}.f") > KEEP / 2
+        assert {type(a) for a in store.claim([request(task_id) for task_id in kept])} == {Finished}
+
+    def test_the_next_run_takes_a_finished_record_out(
+        self, server: RedisServer, store: RedisStore
+    ) -> None:
+        finish_many(store, 1)
+        token = claim(store, "t0", root_id="another")
+        assert buckets(server) == {}
+        release(store, token)
+        assert list(buckets(server).values()) == [1]
+
+    @pytest.mark.parametrize("facts", [{"task_id": "i" * 65}, {"root_id": "r" * 60}])
+    def test_a_long_one_has_a_key_of_its_own(
+        self, server: RedisServer, store: RedisStore, facts: dict[str, str]
+    ) -> None:
+        first = request(**facts)
+        release(store, granted(store.claim([first])[0]))
+        assert buckets(server) == {}
+        again = replace(first, grant_id="another")
+        assert isinstance(store.claim([again])[0], Finished)
+        (record,) = store.scan(View.ALL, cursor=store.scan(View.ALL).cursor).records
+        assert record.task_id == first.task_id
+
+    def test_one_of_another_type_is_told(self, server: RedisServer, store: RedisStore) -> None:
+        finish_many(store, 1)
+        (bucket,) = buckets(server)
+        server.ask("DEL", bucket)
+        server.ask("SET", bucket, "somebody's")
+        removal = f'DEL "{bucket.decode()}"'
+        with pytest.raises(errors.StoreCorrupt, match=removal):
+            store.claim([request("t0")])
+        (unreadable,) = store.scan(View.ALL, cursor=store.scan(View.ALL).cursor).unreadable
+        assert unreadable.removal == removal
+        server.ask("DEL", bucket)
+        claim(store, "t0")
+
+    def test_levels_that_are_none_are_passed_over(
+        self, server: RedisServer, store: RedisStore
+    ) -> None:
+        server.ask("SET", "claims:{q}.f", "x 99:1e9 -1:5 3: :7 26:9999999999999999")
+        ids = finish_many(store, 3)
+        assert all(store.lookup([("q", task_id) for task_id in ids]))
 
 
 class TestTogether:
@@ -556,9 +662,10 @@ class TestLimits:
         assert sum(usage) / number <= 340
         store.settle([Settlement(token, Outcome.SUCCESS, KEEP) for token in tokens])
         assert server.ask("EXISTS", "claims:{celery}.c", "claims:{celery}.e") == 0
-        keys = server.ask("KEYS", "claims:{celery}:*")
-        assert len(keys) == number
-        assert max(server.ask("MEMORY", "USAGE", key) for key in keys[:20]) <= 128
+        assert server.ask("KEYS", "claims:{celery}:*") == []
+        keys = server.ask("KEYS", "claims:{celery}.f*")
+        usage = [server.ask("MEMORY", "USAGE", key, "SAMPLES", 0) for key in keys]
+        assert sum(usage) / number <= 80
 
     def test_no_verb_does_more_with_more_claims(
         self, server: RedisServer, store: RedisStore
@@ -574,7 +681,7 @@ class TestLimits:
             release(store, token)
             with server.client() as client:
                 found = client.info("commandstats")
-            server.ask("DEL", "claims:{q}:one")
+            server.ask("DEL", *server.ask("KEYS", "claims:{q}.f*"))
             ignored = ("cmdstat_info", "cmdstat_config", "cmdstat_hello", "cmdstat_client")
             return {
                 name: facts["calls"]

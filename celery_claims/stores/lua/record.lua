@@ -4,7 +4,15 @@
 --   BASE          string  high-water: the highest token of the shard
 --   BASE.c        hash    claimed records by task id
 --   BASE.e        zset    the same task ids by the end of their lease, in milliseconds
---   BASE:TASK-ID  string  a free or finished record; Redis itself forgets it
+--   BASE:TASK-ID  string  a free record, or a long finished one; Redis itself forgets it
+--   BASE.f:L:N    hash    finished records by task id, in bucket N of 2^L; each begins with six
+--                         bytes of when it is forgotten
+--   BASE.f        string  the levels L in use, each with when its last record is forgotten
+--
+-- A key of its own costs Redis some 150 bytes, and a field of a small hash two. Buckets are kept
+-- small: when one is full of records that are not to be forgotten yet, what ends from then on goes to
+-- more of them, on the next level. A record stays where it was put, so that all levels in use are
+-- asked; the old ones end with their records.
 --
 -- A record is a row of MessagePack values:
 --   all       code, token, nesting, retries, deaths, runs, drift, root
@@ -24,7 +32,11 @@
 
 local NACKED, EXPIRED, REJECTED = 1, 2, 3
 local BASE, CLAIMED, EXPIRY = KEYS[1], KEYS[2], KEYS[3]
+local LEVELS = BASE .. '.f'
 local FIRST = 4
+-- Redis keeps a hash small up to 128 fields of 64 bytes, if it is not told otherwise.
+local FULL, SHORT, UNTIL = 120, 64, 6
+local FIRST_LEVEL, LEVEL_STEP, LAST_LEVEL = 3, 2, 25
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2] + ARGV[1] * 1000
@@ -110,6 +122,50 @@ local function parse(packed)
   return record
 end
 
+-- The levels in use, the finest first: {number, when its last record is forgotten}.
+local levels
+local function levels_in_use()
+  if not levels then
+    levels = {}
+    for number, over in string.gmatch(redis.call('GET', LEVELS) or '', '(%d+):(%d+)') do
+      number, over = tonumber(number), tonumber(over)
+      if number <= LAST_LEVEL and over > now then levels[#levels + 1] = {number, over} end
+    end
+    table.sort(levels, function(one, other) return one[1] > other[1] end)
+  end
+  return levels
+end
+
+local function keep_levels()
+  local words, last = {}, now
+  for place, level in ipairs(levels) do
+    words[place] = level[1] .. ':' .. whole(level[2])
+    last = math.max(last, level[2])
+  end
+  redis.call('SET', LEVELS, table.concat(words, ' '), 'PX', whole(last - now + 1))
+end
+
+local function bucket_of(level, task)
+  -- The ids of some are alike at their ends.
+  local spread = tonumber(string.sub(redis.sha1hex(task), 1, 7), 16)
+  return LEVELS .. ':' .. level .. ':' .. spread % 2 ^ level
+end
+
+local function find_finished(task)
+  for _, level in ipairs(levels_in_use()) do
+    local bucket = bucket_of(level[1], task)
+    local packed = redis.call('HGET', bucket, task)
+    if packed then
+      local record = parse(string.sub(packed, UNTIL + 1))
+      if record.code == 0 or record.free then corrupt('it is not finished') end
+      record.bucket = bucket
+      if record.forget_at > now then return record end
+      redis.call('HDEL', bucket, task)
+    end
+  end
+  return nil
+end
+
 -- The record of a task, or nil. One that is over is forgotten here where Redis has not done it.
 local function find(key, task)
   local packed = redis.call('HGET', CLAIMED, task)
@@ -126,7 +182,7 @@ local function find(key, task)
     if record.forget_at > now then return record end
     redis.call('DEL', key)
   end
-  return nil
+  return find_finished(task)
 end
 
 local function is_live(record)
@@ -150,7 +206,45 @@ end
 local function keep_claimed(key, task, record, before)
   redis.call('HSET', CLAIMED, task, head(record, 0) .. cmsgpack.pack(record.grant) .. record.rest)
   redis.call('ZADD', EXPIRY, whole(record.expires_at), task)
-  if before and before.code ~= 0 then redis.call('DEL', key) end
+  if before and before.bucket then
+    redis.call('HDEL', before.bucket, task)
+  elseif before and before.code ~= 0 then
+    redis.call('DEL', key)
+  end
+end
+
+-- Take out of a full bucket what is to be forgotten. Whether that was little: then the next level
+-- is in use from now on.
+local function make_room(bucket, level)
+  local found, left = redis.call('HGETALL', bucket), 0
+  for place = 1, #found, 2 do
+    local packed = found[place + 1]
+    if #packed > UNTIL and struct.unpack('>I6', packed) <= now then
+      redis.call('HDEL', bucket, found[place])
+    else
+      left = left + 1
+    end
+  end
+  if left <= FULL / 2 or level[1] >= LAST_LEVEL then return false end
+  table.insert(levels, 1, {level[1] + LEVEL_STEP, level[2]})
+  return true
+end
+
+local function keep_finished(task, packed, keep)
+  local level = levels_in_use()[1]
+  if not level then
+    level = {FIRST_LEVEL, 0}
+    levels[1] = level
+  end
+  local bucket, forget_at = bucket_of(level[1], task), now + keep
+  redis.call('HSET', bucket, task, struct.pack('>I6', forget_at) .. packed)
+  -- A little later than need be, so that it is not set anew for each record.
+  local late = forget_at + math.ceil(keep / 8)
+  if redis.call('PTTL', bucket) < keep then redis.call('PEXPIRE', bucket, whole(late - now)) end
+  local changed = level[2] < forget_at
+  if changed then level[2] = late end
+  if redis.call('HLEN', bucket) % FULL == 0 then changed = make_room(bucket, level) or changed end
+  if changed then keep_levels() end
 end
 
 local function drop(key, task)
@@ -163,10 +257,16 @@ end
 local function keep_settled(key, task, record, code, keep)
   local born = math.floor(record.token / 1000)
   local packed = head(record, code) .. cmsgpack.pack(now - born, keep)
-  if code == NACKED or code == EXPIRED then
+  local free = code == NACKED or code == EXPIRED
+  if free then
     packed = packed .. cmsgpack.pack(record.expires_at - born, record.grant) .. record.rest
   end
-  redis.call('SET', key, packed, 'PX', whole(keep))
+  if free or #task > SHORT or #packed + UNTIL > SHORT then
+    redis.call('SET', key, packed, 'PX', whole(keep))
+  else
+    keep_finished(task, packed, keep)
+    if record.free then redis.call('DEL', key) end
+  end
   redis.call('HDEL', CLAIMED, task)
   redis.call('ZREM', EXPIRY, task)
 end
