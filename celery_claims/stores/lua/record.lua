@@ -12,7 +12,9 @@
 -- A key of its own costs Redis some 150 bytes, and a field of a small hash two. Buckets are kept
 -- small: when one is full of records that are not to be forgotten yet, what ends from then on goes to
 -- more of them, on the next level. A record stays where it was put, so that all levels in use are
--- asked; the old ones end with their records.
+-- asked; the old ones end with their records. Only a script knows the levels, so that buckets are not
+-- among its keys. In a cluster that matters while a slot moves: a script that would look for a bucket
+-- is refused then (TRYAGAIN), for its key BASE:TASK-ID is not there.
 --
 -- A record is a row of MessagePack values:
 --   all       code, token, nesting, retries, deaths, runs, drift, root
