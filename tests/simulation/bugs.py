@@ -3,6 +3,7 @@ nothing. Each breaks one promise."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,10 +27,11 @@ from celery_claims.sweep import Sweeper
 from celery_claims.touching import Touching
 
 from .plan import Plan, plan_of
+from .tasks import one_app
 
 __all__ = ["HUNTS", "Hunt"]
 
-Bug = Callable[[], Any]
+Bug = Callable[..., Any]
 
 
 def held_copies_are_acknowledged() -> Any:
@@ -301,6 +303,45 @@ def a_success_is_recorded_as_a_failure() -> Any:
     return mock.patch.object(tracer, "_outcome", failed)
 
 
+def an_end_is_told_without_looking() -> Any:
+    def guarded(task: Any, body: Any) -> Any:
+        @functools.wraps(body)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return body(*args, **kwargs)
+
+        run.claims_guard = True  # type: ignore[attr-defined]
+        return run
+
+    return _guarding_anew("_guarded_body", guarded)
+
+
+def a_retry_is_sent_without_looking() -> Any:
+    return _guarding_anew("_guarded_call", lambda task, method: method)
+
+
+def a_strict_task_goes_on_without_an_answer() -> Any:
+    ensure = Run.ensure
+
+    def lenient(self: Run) -> None:
+        passport, self.passport = self.passport, replace(self.passport, strict=False)
+        try:
+            ensure(self)
+        finally:
+            self.passport = passport
+
+    return mock.patch.object(Run, "ensure", lenient)
+
+
+@contextmanager
+def _guarding_anew(name: str, bug: Bug) -> Iterator[None]:
+    """The tasks are guarded when their app is made."""
+    one_app.cache_clear()
+    with mock.patch.object(tracer, name, bug):
+        one_app()
+        yield
+    one_app.cache_clear()
+
+
 @contextmanager
 def _both(*patches: Any) -> Iterator[None]:
     one, two = patches
@@ -384,4 +425,7 @@ HUNTS: tuple[Hunt, ...] = (
     Hunt(what_is_given_back_is_revoked, LOST, _faults("disconnect")),
     Hunt(a_lost_child_ends_what_is_delivered_again, LOST, _faults("child", pool="prefork")),
     Hunt(a_success_is_recorded_as_a_failure, LOST, CALM),
+    Hunt(an_end_is_told_without_looking, TOLD, _faults("pause")),
+    Hunt(a_retry_is_sent_without_looking, TOLD, _faults("pause")),
+    Hunt(a_strict_task_goes_on_without_an_answer, TOLD, _faults("store down")),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery_claims.case import Case
 from celery_claims.errors import DeliveriesExhausted
@@ -71,6 +71,21 @@ class Body:
         return self.process.clock() < until
 
 
+class Look(NamedTuple):
+    """What is so just before a body has to ask whether its claim is held.
+
+    Parameters:
+        trusted: its process may believe so without asking.
+        held: it is.
+        unanswered: questions of its fiber that had no answer before.
+    """
+
+    body: Body
+    trusted: bool
+    held: bool
+    unanswered: int
+
+
 @dataclass
 class Judge:
     """Parameters: ``world``, ``plan``: of this simulation."""
@@ -122,6 +137,12 @@ class Judge:
         self.world.fail(f"{promise}: {what}")
 
     # the store
+
+    def unanswered(self, process: Process) -> None:
+        """The store did not answer a process, or only one that asks no more."""
+        process.fate.unanswered_at = self.world.now
+        if self.world.fiber is not None:
+            self.world.fiber.unanswered += 1
 
     def claimed(self, request: ClaimRequest, answer: ClaimAnswer) -> None:
         self.counts[type(answer).__name__] += 1
@@ -280,7 +301,28 @@ class Judge:
             where = ", ".join(f"{body.part[1]} on {body.process}" for body in trusted)
             self.fail("exclusive", f"{task_id} has two bodies at once: {where}")
 
+    def looks(self, body: Body) -> None:
+        """What the body does next may leave its process only while its claim is held."""
+        fiber, run = self.world.running(), body.run
+        if run is not None:
+            number = run.token.token
+            held = number == self.tokens[body.part[0]] and number not in self.closed
+            fiber.ending = Look(body, run.remaining > 0, held, fiber.unanswered)
+
+    def leaves(self, what: str) -> None:
+        """Something of the task of the running fiber goes on or out."""
+        fiber = self.world.running()
+        look: Look | None = fiber.ending
+        if look is None or look.trusted:
+            return
+        strict = self.plan.work[look.body.part[0]].kind == "sim.strict"
+        silent = fiber.unanswered > look.unanswered
+        # Who gets no answer goes on, and tells what it did; but not what is strict.
+        if strict if silent else not look.held:
+            self.fail("told", f"{what} of {look.body.part} on {fiber.process} has no claim")
+
     def is_over(self, body: Body) -> None:
+        self.looks(body)
         self.world.tell(body.process, "ends %s", body.part)
         self.bodies[body.part[0]].remove(body)
 

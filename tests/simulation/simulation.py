@@ -129,6 +129,7 @@ class Simulation:
 
     def publish(self, headers: dict[str, Any], body: Any, properties: dict[str, Any]) -> None:
         """A body sends a message, e.g. of its next attempt."""
+        self.judge.leaves("a message")
         encoded = json.dumps(body).encode()
         late = KINDS[headers["task"]]["acks_late"]
         self.broker.send(headers, encoded, properties, late=late)

@@ -33,6 +33,7 @@ class StoreServer(MemoryStore):
         super().__init__(clock=lambda: round((EPOCH + world.now) * 1e6), private=True)
         self.service = service
         self.judge = judge
+        service.on_silence = judge.unanswered
 
     def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimAnswer]:
         answers = super().claim(requests)

@@ -52,6 +52,7 @@ class Backend(DisabledBackend):  # type: ignore[misc]
         process.step()
         if state in ("SUCCESS", "FAILURE", "REVOKED", "RETRY"):
             part = part_of({"id": task_id, "retries": getattr(request, "retries", 0)})
+            world.simulation.judge.leaves("a result")
             world.simulation.judge.stored(part, state, result)
         process.step()
         return result
@@ -72,10 +73,12 @@ def work(self: Any) -> str:
             world.wait(plan.length / PARTS)
             simulation.judge.check(self.request.id)
             if plan.checks and run is not None:
+                simulation.judge.looks(body)
                 run.ensure()
+                simulation.judge.leaves("its work")
             if plan.deadly and process.parent is not None:
                 process.die()
-        _end(self, plan, simulation)
+        _end(self, plan, simulation, body)
         simulation.judge.completes(body.part, Outcome.SUCCESS)
     except tuple(PLANNED) as end:
         if not getattr(end, "requeue", False):
@@ -86,11 +89,12 @@ def work(self: Any) -> str:
     return "done"
 
 
-def _end(task: Any, plan: Any, simulation: Any) -> None:
+def _end(task: Any, plan: Any, simulation: Any, body: Body) -> None:
     process = simulation.world.running().process
     if task.request.retries < plan.retries:
         process.step()
         eta = datetime.fromtimestamp(EPOCH + simulation.world.now + plan.countdown, timezone.utc)
+        simulation.judge.looks(body)
         raise task.retry(eta=eta, max_retries=None)
     if simulation.requeued[task.request.id] < plan.requeues:
         simulation.requeued[task.request.id] += 1
@@ -114,7 +118,9 @@ def one_app() -> Celery:
     backend = Backend(app)
     install(app, url="memory://", tasks=["sim.*"])
     for name, options in KINDS.items():
-        task = app.task(name=name, bind=True, backend=backend, **options)(_copy_of(work))
+        task = app.task(name=name, bind=True, shared=False, backend=backend, **options)(
+            _copy_of(work)
+        )
         if name == "sim.strict":
             claimed(strict=True)(task)
     app.finalize()

@@ -46,9 +46,11 @@ class Fate:
 
     Parameters:
         struck_at: when it last was killed, or stood still.
+        unanswered_at: when the store last did not answer it, as far as it knows.
     """
 
     struck_at: float = NEVER
+    unanswered_at: float = NEVER
 
     @property
     def was_struck(self) -> bool:
@@ -276,6 +278,10 @@ class Fiber:
         #: which of its waits is under way; what comes for an earlier one comes too late
         self.ticket = 0
         self.over = False
+        #: questions to the store without an answer
+        self.unanswered = 0
+        #: for the judge: what its task knew when it came to an end
+        self.ending: Any = None
         self._run = run
         self._joined: list[Alarm] = []
         self._greenlet = greenlet(self._main, parent=process.world.hub)
