@@ -116,6 +116,8 @@ class Case:
     ask_at: float = 0.0
     token: ClaimToken | None = None
     deliveries: int = 0
+    #: an answer to this grant was not heard; it may have been that it took over
+    unheard: bool = False
     mark_start: bool = False
     trusted_until: float = 0.0
     renewed_at: float = 0.0

@@ -142,7 +142,9 @@ class Desk:
             case.deliveries = answer.deliveries
             return [Action(Do.REPORT, case, answer)]
         case.deliveries = answer.deliveries
-        case.mark_start = isinstance(answer, TookOver) or answer.orphaned or answer.deliveries > 0
+        # A grant that is asked for again is plain success, whatever it was the first time.
+        took_over = isinstance(answer, TookOver) or answer.orphaned or case.unheard
+        case.mark_start = took_over or answer.deliveries > 0
         return [Action(Do.RUN, case, answer)]
 
     def unanswered(self, case: Case, now: float) -> list[Action]:
@@ -151,6 +153,7 @@ class Desk:
             self.outage.begin(now)
         if case.phase not in (Phase.ASKING, Phase.HELD):
             return []
+        case.unheard = True
         return self._cannot_ask(case, self.outage.until)
 
     def unreadable(self, case: Case, now: float) -> list[Action]:
@@ -279,7 +282,7 @@ class Desk:
         case.at_broker = at_broker
         self._deactivate(case, now)
         case.phase = Phase.HELD
-        unsure = unsure and not case.lost
+        unsure = case.unheard = unsure and not case.lost
         if not unsure:
             case.grant_id = self.new_grant()
             case.token = None

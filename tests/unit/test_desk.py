@@ -146,6 +146,24 @@ def test_only_a_task_that_died_before_marks_its_start_first(
     assert case.deliveries == given.deliveries
 
 
+def test_a_grant_that_may_have_been_a_takeover_marks_its_start(desk: Desk) -> None:
+    """Asked again, the store says only that it is held: the death before it would not count."""
+    case, _ = desk.receive(incoming(), 0.0)
+    desk.unanswered(case, 0.0)
+    desk.answered(case, success(case), 1.0, 1.0)
+    assert case.mark_start
+
+
+def test_a_body_that_did_not_begin_unsure_marks_its_next_start(desk: Desk) -> None:
+    case, _ = desk.receive(incoming(), 0.0)
+    desk.answered(case, took_over(case), 0.0, 0.0)
+    desk.submitted(case)
+    desk.accepted(case, 0.0)
+    desk.returned(case, 1.0, unsure=True)
+    desk.answered(case, success(case), 2.0, 2.0)
+    assert case.mark_start
+
+
 def test_an_answer_for_a_delivery_that_is_gone_changes_nothing(desk: Desk) -> None:
     """Its connection is gone; the broker gives the message to somebody again."""
     case, _ = desk.receive(incoming(), 0.0)
