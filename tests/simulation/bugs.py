@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
@@ -26,7 +26,7 @@ from celery_claims.stores import memory
 from celery_claims.sweep import Sweeper
 from celery_claims.touching import Touching
 
-from .plan import Plan, plan_of
+from .plan import Plan, Work, plan_of
 from .tasks import one_app
 
 __all__ = ["HUNTS", "Hunt"]
@@ -137,7 +137,7 @@ def trust_runs_from_the_answer() -> Any:
     def renewed_now(self: Keeper, case: Case, renewal: Any, answer: Any, asked_at: float) -> Any:
         return renewed(self, case, renewal, answer, self.host.clock())
 
-    return _both(
+    return _all(
         mock.patch.object(Keeper, "_answered", answered_now),
         mock.patch.object(Keeper, "renewed", renewed_now),
     )
@@ -169,7 +169,7 @@ def the_alarm_of_a_lost_connection_is_waited_for() -> Any:
         if at is None or self._alarm is None or self._alarm_at > at:
             set_alarm(self)
 
-    return _both(
+    return _all(
         mock.patch.object(Gate, "connected", kept),
         mock.patch.object(Gate, "_set_alarm", waited_for),
     )
@@ -332,6 +332,76 @@ def a_strict_task_goes_on_without_an_answer() -> Any:
     return mock.patch.object(Run, "ensure", lenient)
 
 
+def a_task_is_given_up_a_death_too_early() -> Any:
+    decide = memory.decide_claim
+
+    def claim(record: Any, request: Any, now: int, token: int) -> Any:
+        most = max(1, request.max_deliveries - 1)
+        return decide(record, replace(request, max_deliveries=most), now, token)
+
+    return mock.patch.object(memory, "decide_claim", claim)
+
+
+def every_second_death_is_not_counted() -> Any:
+    claim, expire, settle = memory.decide_claim, memory.decide_expire, memory.decide_settle
+
+    def forget(record: Any) -> Any:
+        if record is None or not record.started or record.token % 2:
+            return record
+        return replace(record, started=False)
+
+    def half_settled(record: Any, settlement: Any, *args: Any) -> Any:
+        counted = settlement.counted and settlement.token.token % 2 == 1
+        return settle(record, replace(settlement, counted=counted), *args)
+
+    return _all(
+        mock.patch.object(memory, "decide_claim", lambda record, *a: claim(forget(record), *a)),
+        mock.patch.object(memory, "decide_expire", lambda record, *a: expire(forget(record), *a)),
+        mock.patch.object(memory, "decide_settle", half_settled),
+    )
+
+
+def a_cleanup_counts_no_death() -> Any:
+    decide = memory.decide_expire
+
+    def expire(record: Any, *args: Any) -> Any:
+        made = decide(record, *args)
+        if not made.changed:
+            return made
+        return replace(made, record=replace(made.record, deliveries=record.deliveries))
+
+    return mock.patch.object(memory, "decide_expire", expire)
+
+
+def a_cleanup_forgets_the_record() -> Any:
+    decide = memory.decide_expire
+
+    def expire(record: Any, expiry: Any, now: int, _: int) -> Any:
+        return decide(record, expiry, now, 0)
+
+    return mock.patch.object(memory, "decide_expire", expire)
+
+
+def a_start_after_a_takeover_is_not_marked() -> Any:
+    return _never_set(Case, "mark_start")
+
+
+def a_takeover_that_was_not_heard_of_is_forgotten() -> Any:
+    return _never_set(Case, "unheard")
+
+
+def out_of_deliveries_is_not_recorded() -> Any:
+    def exhausted(self: Keeper, case: Case) -> bool:
+        self._recorded(case)
+        return True
+
+    return mock.patch.object(Keeper, "exhausted", exhausted)
+
+
+def _never_set(kind: type, name: str) -> Any:
+    return mock.patch.object(kind, name, property(lambda _: False, lambda *_: None))
+
+
 @contextmanager
 def _guarding_anew(name: str, bug: Bug) -> Iterator[None]:
     """The tasks are guarded when their app is made."""
@@ -343,9 +413,10 @@ def _guarding_anew(name: str, bug: Bug) -> Iterator[None]:
 
 
 @contextmanager
-def _both(*patches: Any) -> Iterator[None]:
-    one, two = patches
-    with one, two:
+def _all(*patches: Any) -> Iterator[None]:
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
         yield
 
 
@@ -369,10 +440,21 @@ class Hunt:
     def plan_of(self, seed: int) -> Plan:
         plan = plan_of(seed)
         changes = dict(self.plan)
+        deadly = changes.pop("deadly", "")
+        if deadly:
+            changes["work"] = _deadly(plan, deadly)
         for name in ("every", "visibility"):
             if name in changes:
                 changes[name] *= plan.lease
         return replace(plan, **changes)
+
+
+def _deadly(plan: Plan, deadly: str) -> dict[str, Work]:
+    work = list(plan.work.items())
+    return {
+        task_id: replace(one, deadly=deadly) if place % 2 and one.kind != "sim.early" else one
+        for place, (task_id, one) in enumerate(work)
+    }
 
 
 def _faults(*names: str, **given: Any) -> dict[str, Any]:
@@ -381,6 +463,8 @@ def _faults(*names: str, **given: Any) -> dict[str, Any]:
 
 
 CALM = {"faults": frozenset({"duplicate"})}
+#: Every second task takes its worker with it.
+DEADLY = {"faults": frozenset({"crash"}), "deadly": "worker"}
 LOST, BACK, TWICE = "nothing lost", "back soon", "not twice while alive"
 AGAIN, FENCED, TOLD = "not again when finished", "fenced", "told"
 POISON, EXCLUSIVE = "poison stops", "exclusive"
@@ -410,7 +494,7 @@ HUNTS: tuple[Hunt, ...] = (
     Hunt(an_end_that_is_told_again_is_dropped, BACK, _faults("store lost", broker="amqp")),
     Hunt(a_start_that_was_not_confirmed_is_a_death, POISON, _faults("store lost")),
     Hunt(a_retry_counts_as_a_death, POISON),
-    Hunt(no_death_is_counted, BACK, _faults("child", pool="prefork")),
+    Hunt(no_death_is_counted, POISON, _faults("child", pool="prefork")),
     Hunt(tokens_begin_anew, FENCED),
     Hunt(a_finished_attempt_is_granted, AGAIN, CALM),
     Hunt(a_live_lease_is_taken_over, EXCLUSIVE, CALM),
@@ -427,5 +511,14 @@ HUNTS: tuple[Hunt, ...] = (
     Hunt(a_success_is_recorded_as_a_failure, LOST, CALM),
     Hunt(an_end_is_told_without_looking, TOLD, _faults("pause")),
     Hunt(a_retry_is_sent_without_looking, TOLD, _faults("pause")),
+    Hunt(a_task_is_given_up_a_death_too_early, POISON, DEADLY),
+    Hunt(every_second_death_is_not_counted, POISON, DEADLY),
+    Hunt(a_cleanup_counts_no_death, POISON, DEADLY),
+    Hunt(a_cleanup_forgets_the_record, POISON, DEADLY),
+    Hunt(a_start_after_a_takeover_is_not_marked, POISON, DEADLY),
+    Hunt(
+        a_takeover_that_was_not_heard_of_is_forgotten, POISON, {**DEADLY, **_faults("store lost")}
+    ),
+    Hunt(out_of_deliveries_is_not_recorded, POISON, DEADLY),
     Hunt(a_strict_task_goes_on_without_an_answer, TOLD, _faults("store down")),
 )

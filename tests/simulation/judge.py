@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from celery_claims.case import Case
 from celery_claims.errors import DeliveriesExhausted
+from celery_claims.holding import LONGEST_PAUSE
 from celery_claims.protocol import (
     Attempt,
     ClaimAnswer,
@@ -32,12 +33,10 @@ from celery_claims.protocol import (
 from celery_claims.run import Run
 
 from .plan import Plan
-from .world import Fate, Process, World
+from .world import NEVER, Fate, Process, World
 
 __all__ = ["Body", "Judge", "Part", "part_of"]
 
-#: What kills processes of a pool, or makes them as good as dead.
-KILLING = {"crash", "child", "pause"}
 #: Outcomes that only a body can bring about.
 OWN_ENDS = (Outcome.SUCCESS, Outcome.FAILURE, Outcome.RETRY, Outcome.REJECTED)
 #: Kinds whose message is acknowledged when their child is lost.
@@ -71,6 +70,65 @@ class Body:
         return self.process.clock() < until
 
 
+@dataclass(eq=False)
+class Grant:
+    """What became of one token.
+
+    Parameters:
+        token: its number.
+        at: when it was granted.
+        worker: whose it is.
+        spent: it was granted only to report that nothing is left.
+        child: of a pool of processes: what got its body.
+        marked: the store knows that its body was started.
+        begun: it was.
+        died: it ended with its process.
+        settled, counted: it was; as a death.
+    """
+
+    token: int
+    at: float
+    worker: Fate
+    spent: bool
+    child: Fate | None = None
+    marked: bool = False
+    begun: bool = False
+    died: bool = False
+    settled: bool = False
+    counted: bool = False
+
+    @property
+    def was_hit(self) -> bool:
+        """Whether what has it was killed, stood still or had no answer."""
+        return any(fate is not None and fate.was_hit(self.at) for fate in (self.worker, self.child))
+
+    @property
+    def must_count(self) -> bool:
+        """Whether the store knows, once somebody else is granted it, that it died."""
+        return self.counted or (self.marked and not self.settled)
+
+    def may_count(self, *, strict: bool, lately: float) -> bool:
+        """Whether the store may put it down as a death.
+
+        Parameters:
+            strict: its task is.
+            lately: since when who had no answer could not ask again.
+        """
+        if self.settled and not self.counted:
+            return False
+        return self.begun or (self.must_count and self._may_die_unbegun(strict, lately))
+
+    def _may_die_unbegun(self, strict: bool, lately: float) -> bool:
+        """Whether it can end between the mark of a start and the first line of a body."""
+        return any(
+            fate.struck_at >= self.at
+            or fate.unsettled_at >= self.at
+            or fate.unanswered_at >= (self.at if strict else max(self.at, lately))
+            for fate in (self.worker, self.child)
+            if fate is not None
+        )
+
+
 class Look(NamedTuple):
     """What is so just before a body has to ask whether its claim is held.
 
@@ -99,35 +157,28 @@ class Judge:
     seen: dict[str, Attempt] = field(default_factory=dict)
     latest: dict[str, Attempt] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
-    grants: dict[str, str] = field(default_factory=dict)
+    #: of each attempt its grants, and each by its id
+    grants: dict[Part, list[Grant]] = field(default_factory=lambda: defaultdict(list))
+    by_id: dict[str, Grant] = field(default_factory=dict)
     bodies: dict[str, list[Body]] = field(default_factory=lambda: defaultdict(list))
     starts: Counter[Part] = field(default_factory=Counter)
-    ends: Counter[Part] = field(default_factory=Counter)
     #: how bodies of attempts came to an end of their own
     completed: dict[Part, set[Outcome]] = field(default_factory=lambda: defaultdict(set))
-    #: of each grant the child that got its body
-    children: dict[str, Fate] = field(default_factory=dict)
-    #: tokens that were granted only to report that nothing is left
-    spent: set[int] = field(default_factory=set)
-    #: attempts whose result is stored, and those that were told to be out of deliveries
+    #: attempts whose result is stored, and those that were told to be out of deliveries, under what
     reported: dict[Part, str] = field(default_factory=dict)
-    exhausted: set[Part] = field(default_factory=set)
-    #: starts that were marked before the body began; tokens under which one began, and under which
-    #: its end was recorded
-    marked: Counter[Part] = field(default_factory=Counter)
-    begun: set[int] = field(default_factory=set)
-    closed: set[int] = field(default_factory=set)
+    exhausted: dict[Part, Grant] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
     #: tells the broker of messages that a claim's record names
     note: Callable[[str], None] = lambda _tag: None
     unnote: Callable[[str], None] = lambda _tag: None
-    #: whether the store did not answer as it should within the last lease
-    was_deaf: Callable[[], bool] = lambda: False
+    #: seconds within which a worker asks for what it is not sure of, and has an answer
+    soon: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self.soon = LONGEST_PAUSE + 4 * self.plan.timeout
         # Early acknowledgements are at most once.
-        lossy = bool(self.plan.faults - {"duplicate", "drift"})
+        lossy = self.plan.is_lossy
         work = self.plan.work.items()
         self.undone = {
             task_id: None for task_id, one in work if not (lossy and one.kind == "sim.early")
@@ -138,9 +189,11 @@ class Judge:
 
     # the store
 
-    def unanswered(self, process: Process) -> None:
+    def unanswered(self, process: Process, what: str) -> None:
         """The store did not answer a process, or only one that asks no more."""
         process.fate.unanswered_at = self.world.now
+        if what == "settle":
+            process.fate.unsettled_at = self.world.now
         if self.world.fiber is not None:
             self.world.fiber.unanswered += 1
 
@@ -159,34 +212,33 @@ class Judge:
         if not isinstance(answer, (Success, TookOver, Exhausted)):
             return
         task_id, token = request.task_id, answer.token.token
-        if isinstance(answer, Exhausted):
-            self.spent.add(token)
         part = (task_id, request.attempt)
         self.note(request.delivery.tag)
-        before = self.grants.get(task_id), self.tokens.get(task_id, 0)
-        if before != (request.grant_id, token):
-            if token <= before[1]:
-                self.fail("fenced", f"{task_id} got token {token} after {before[1]}")
-            self.grants[task_id], self.tokens[task_id] = request.grant_id, token
+        before = self.tokens.get(task_id, 0)
+        grant = self.by_id.get(request.grant_id)
+        if grant is None or (grant.token, before) != (token, token):
+            if token <= before:
+                self.fail("fenced", f"{task_id} got token {token} after {before}")
+            self.tokens[task_id] = token
+            fate = self.world.fates[int(request.owner.split("/")[1])]
+            grant = Grant(token, self.world.now, fate, isinstance(answer, Exhausted))
+            self.by_id[request.grant_id] = grant
+            self.grants[part].append(grant)
         if part in self.finished and self.finished[part] is not Outcome.REJECTED:
             self.fail("not again when finished", f"{part} is granted to {request.owner}")
-        dead = self.starts[part] - self.ends[part]
-        if self._may_die_unbegun(part):
-            dead += self.marked[part]
-        if answer.deliveries > dead:
-            self.fail(
-                "poison stops",
-                f"{part} counts {answer.deliveries} deaths and had at most {dead}",
-            )
+        self._check_deaths(part, grant, answer.deliveries)
 
-    def _may_die_unbegun(self, part: Part) -> bool:
-        """Whether a claim can end between the mark of a start and the first line of a body."""
-        strict = self.plan.work[part[0]].kind == "sim.strict"
-        faults = self.plan.faults
-        # What should be given back may not reach the store; nor may a question in time.
-        ungiven = faults & {"restart", "disconnect", "broker down"} and self._deafening()
-        late = faults & {"store down", "store slow"} and self.was_deaf()
-        return bool(strict or ungiven or late or faults & KILLING)
+    def _check_deaths(self, part: Part, grant: Grant, told: int) -> None:
+        earlier = [each for each in self.grants[part] if each is not grant]
+        least = sum(each.must_count for each in earlier)
+        strict, lately = self.plan.work[part[0]].kind == "sim.strict", self.world.now - self.soon
+        most = sum(each.may_count(strict=strict, lately=lately) for each in earlier)
+        if told > most:
+            self.fail("poison stops", f"{part} counts {told} deaths and had at most {most}")
+        if told < least:
+            self.fail("poison stops", f"{part} counts {told} deaths and had at least {least}")
+        if grant.spent and told < self.plan.max_deliveries:
+            self.fail("poison stops", f"{part} is out of deliveries after {told} deaths")
 
     def renewed(self, renewal: Renewal, answer: RenewAnswer) -> None:
         token = renewal.token
@@ -194,8 +246,8 @@ class Judge:
         self.world.tell(
             "store", "renew %s %s%s: %s", token.task_id, _mark(token.token), started, _short(answer)
         )
-        if renewal.started and token.token not in self.begun:
-            self.marked[token.task_id, token.attempt] += 1
+        if renewal.started and isinstance(answer, Renewed):
+            self.by_id[token.grant_id].marked = True
         if isinstance(answer, Lost):
             self.world.after(SOON, self._check_told, token.task_id, token.token)
         if (
@@ -219,11 +271,9 @@ class Judge:
             return
         if token.token != self.tokens[token.task_id]:
             self.fail("fenced", f"{part}: stale token {token.token} settled")
-        if settlement.counted and token.token not in self.begun and self.plan.faults & KILLING:
-            self.marked[part] += 1
-        if token.token not in self.closed and not settlement.counted:
-            self.closed.add(token.token)
-            self.ends[part] += token.token in self.begun
+        grant = self.by_id[token.grant_id]
+        if not grant.settled:
+            grant.settled, grant.counted = True, settlement.counted
         if settlement.gives_back:
             self.counts["given back"] += 1
             if "crash" in self.plan.faults and self.plan.faults & {"broker down", "disconnect"}:
@@ -245,16 +295,16 @@ class Judge:
         if outcome in OWN_ENDS:
             return outcome in self.completed[part]
         if outcome is Outcome.WORKER_LOST:
-            child = self.children.get(token.grant_id)
-            struck = child is not None and child.was_struck
+            child = self.by_id[token.grant_id].child
+            struck = child is not None and child.struck_at > NEVER
             return struck and self.plan.work[token.task_id].kind in ENDED_BY_LOSS
-        return outcome is Outcome.EXHAUSTED and token.token in self.spent
+        return outcome is Outcome.EXHAUSTED and self.by_id[token.grant_id].spent
 
     # bodies
 
     def given(self, grant: str, child: Process) -> None:
         """A pool has a child for the body of a grant."""
-        self.children[grant] = child.fate
+        self.by_id[grant].child = child.fate
 
     def begins(self, body: Body) -> None:
         task_id, attempt = body.part
@@ -264,7 +314,7 @@ class Judge:
         if body.run is None:
             self.fail("exclusive", f"{body.part} runs without a claim")
             return
-        self.begun.add(body.run.token.token)
+        self.by_id[body.run.token.grant_id].begun = True
         self.world.tell(body.process, "begins %s under %s", body.part, _mark(body.run.token.token))
         if body.part in self.finished and self.finished[body.part] is not Outcome.REJECTED:
             self.fail("not again when finished", f"{body.part} starts on {body.process}")
@@ -273,9 +323,18 @@ class Judge:
             self.fail("not again when finished", f"{body.part} starts after {later}")
         if not (body.is_trusted() or body.run.remaining):
             self.fail("told", f"{body.part} starts on {body.process} on a lease that is gone")
-        if body.run.passport.deliveries >= self.plan.max_deliveries:
-            self.fail("poison stops", f"{body.part} starts after {body.run.passport.deliveries}")
+        self._check_poison(body.part, body.run.passport.deliveries)
         self.check(task_id)
+
+    def _check_poison(self, part: Part, told: int) -> None:
+        most, grants = self.plan.max_deliveries, self.grants[part]
+        if told >= most:
+            self.fail("poison stops", f"{part} starts after {told}")
+        # The first beat tells the store of a first start, and of one after it was given back.
+        unknown = 1 + sum(grant.settled and not grant.counted for grant in grants)
+        died = sum(grant.died for grant in grants)
+        if died >= most + unknown:
+            self.fail("poison stops", f"{part} starts, and {died} of its runs died")
 
     def _check_told(self, task_id: str, token: int) -> None:
         """A worker was told that a claim is lost: its body must have stopped by now."""
@@ -306,7 +365,8 @@ class Judge:
         fiber, run = self.world.running(), body.run
         if run is not None:
             number = run.token.token
-            held = number == self.tokens[body.part[0]] and number not in self.closed
+            held = number == self.tokens[body.part[0]]
+            held = held and not self.by_id[run.token.grant_id].settled
             fiber.ending = Look(body, run.remaining > 0, held, fiber.unanswered)
 
     def leaves(self, what: str) -> None:
@@ -323,14 +383,23 @@ class Judge:
 
     def is_over(self, body: Body) -> None:
         self.looks(body)
+        if body.run is not None and not body.process.alive:
+            self.by_id[body.run.token.grant_id].died = True
         self.world.tell(body.process, "ends %s", body.part)
         self.bodies[body.part[0]].remove(body)
 
     def stored(self, part: Part, state: str, result: object) -> None:
         """The result of an attempt is in its backend."""
         self.reported[part] = state
-        if isinstance(result, DeliveriesExhausted):
-            self.exhausted.add(part)
+        if not isinstance(result, DeliveriesExhausted):
+            return
+        grant, before = self.grants[part][-1], self.exhausted.get(part)
+        if not grant.spent:
+            self.fail("poison stops", f"{part} is told to be out of deliveries, and is not")
+        # Who could not record that it told leaves it to the next.
+        if before is not None and not (before.was_hit and not before.settled):
+            self.fail("poison stops", f"{part} is told twice to be out of deliveries")
+        self.exhausted[part] = grant
 
     # the broker
 
@@ -373,7 +442,7 @@ class Judge:
 
     def check_calm(self) -> None:
         """Where nothing failed, every attempt ran once."""
-        if self.plan.faults - {"duplicate", "drift"}:
+        if self.plan.is_lossy:
             return
         for part, starts in self.starts.items():
             work = self.plan.work[part[0]]

@@ -35,7 +35,7 @@ class Service:
         self.loses = 0.0
         self.healed_at = -1e9
         #: called with who has no answer, or none in time
-        self.on_silence: Callable[[Process], object] = lambda _process: None
+        self.on_silence: Callable[[Process, str], object] = lambda _process, _what: None
 
     def was_bad(self, seconds: float) -> bool:
         """Whether it was, within the last seconds."""
@@ -91,12 +91,12 @@ class Link:
 
     def _late(self, what: str, effect: Callable[[], object]) -> None:
         if not self.service.down:
-            self.service.on_silence(self.process)
+            self.service.on_silence(self.process, what)
             effect()
             self.process.world.tell(self.process, "%s, late", what)
 
     def _give_up(self, what: str, why: str, wait: float) -> None:
         self.process.world.wait(max(wait, 0.0))
-        self.service.on_silence(self.process)
+        self.service.on_silence(self.process, what)
         self.process.world.tell(self.process, "%s: %s", what, why)
         raise StoreUnavailable(self.service.name, why)

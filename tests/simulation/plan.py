@@ -35,7 +35,7 @@ class Work:
         retries: how often it retries.
         ending: of its last attempt: ``success``, ``failure``, ``reject``.
         requeues: how often it is rejected to be delivered again.
-        deadly: it takes its process with it, always.
+        deadly: its body takes its ``child`` or its whole ``worker`` with it, always.
         checks: it asks whether its claim is held.
         sent_at, countdown: seconds.
     """
@@ -46,7 +46,7 @@ class Work:
     retries: int = 0
     ending: str = "success"
     requeues: int = 0
-    deadly: bool = False
+    deadly: str = ""
     checks: bool = False
     sent_at: float = 0.0
     countdown: float = 0.0
@@ -94,15 +94,25 @@ class Plan:
         )
 
     @property
+    def is_lossy(self) -> bool:
+        """Whether workers or their children may be lost, and what they have with them."""
+        fatal = any(work.deadly == "worker" for work in self.work.values())
+        return fatal or bool(self.faults - {"duplicate", "drift"})
+
+    @property
     def bound(self) -> float:
         """Seconds after the last fault within which everything is finished."""
         attempts = sum(
             (work.length + work.countdown + self.lease) * (1 + work.retries + work.requeues)
-            + work.deadly * self.max_deliveries * (self.lease + self.sweep_every)
+            + bool(work.deadly) * self.max_deliveries * (self.lease + self.sweep_every)
             for work in self.work.values()
         )
         places = self.workers * self.concurrency
         longest = max((w.length + w.countdown for w in self.work.values()), default=0.0)
+        # Whoever loses its worker to another task waits for its lease as well, and begins anew.
+        killers = sum(work.deadly == "worker" for work in self.work.values())
+        each = 4 * self.lease + self.sweep_every + longest
+        attempts += places * killers * (self.max_deliveries + 1) * each
         # A second lease, for what was taken over in the last moment, and what is held asks then.
         return 4 * (self.lease + self.sweep_every) + 20 + 3 * attempts / places + 3 * longest
 
@@ -146,7 +156,8 @@ def _faults(rng: Random) -> frozenset[str]:
 def _work(rng: Random, plan: Plan) -> Iterator[tuple[str, Work]]:
     for number in range(rng.choice([2, 5, 12])):
         kind = rng.choices(["sim.late", "sim.strict", "sim.early", "sim.kept"], [6, 2, 1, 2])[0]
-        deadly = rng.random() < 0.08
+        drawn = rng.random()
+        deadly = "worker" if drawn < 0.03 else "child" if drawn < 0.08 else ""
         # What is acknowledged early cannot come again.
         late = kind != "sim.early"
         yield (
@@ -158,7 +169,7 @@ def _work(rng: Random, plan: Plan) -> Iterator[tuple[str, Work]]:
                 retries=rng.choices([0, 1, 3], [6, 2, 1])[0],
                 ending=rng.choices(["success", "failure", "reject"], [6, 1, 1])[0],
                 requeues=late * rng.choices([0, 2], [8, 1])[0],
-                deadly=deadly and late,
+                deadly=deadly if late else "",
                 checks=rng.random() < 0.3,
                 sent_at=rng.choice([0.0, rng.uniform(0, plan.until)]),
                 countdown=rng.choice([0.0, 0.0, 1.5 * plan.lease]),

@@ -12,7 +12,6 @@ from typing import Any
 
 from celery.worker import state
 from celery_claims.config import read_settings
-from celery_claims.holding import LONGEST_PAUSE
 from celery_claims.run import Run
 
 from .broker import Broker, Copy
@@ -72,9 +71,6 @@ class Simulation:
         self.store = StoreServer(Service(self.world, "simulated", plan.timeout), self.judge)
         self.broker = Broker(self.world, plan, self.judge)
         self.judge.note, self.judge.unnote = self.broker.note, self.broker.unnote
-        # In which a worker asks for what it is not sure of, and has an answer.
-        soon = LONGEST_PAUSE + 4 * plan.timeout
-        self.judge.was_deaf = lambda: self.store.service.was_bad(soon)
         self.requeued: Counter[str] = Counter()
         self.workers: list[Worker] = []
         #: whether faults may still happen

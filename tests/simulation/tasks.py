@@ -17,7 +17,7 @@ from celery_claims.run import Run, run_of
 from celery_claims.tracer import wrap_tracer
 
 from .judge import Body, part_of
-from .world import EPOCH, the_world
+from .world import EPOCH, Process, the_world
 
 __all__ = ["KINDS", "iso", "one_app"]
 
@@ -76,6 +76,8 @@ def work(self: Any) -> str:
                 simulation.judge.looks(body)
                 run.ensure()
                 simulation.judge.leaves("its work")
+            if plan.deadly == "worker":
+                _kill_worker(process)
             if plan.deadly and process.parent is not None:
                 process.die()
         _end(self, plan, simulation, body)
@@ -87,6 +89,13 @@ def work(self: Any) -> str:
     finally:
         simulation.judge.is_over(body)
     return "done"
+
+
+def _kill_worker(process: Process) -> None:
+    if process.parent is None:
+        process.die()
+    else:
+        process.world.after(0.0, process.parent.kill)
 
 
 def _end(task: Any, plan: Any, simulation: Any, body: Body) -> None:

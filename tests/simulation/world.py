@@ -47,14 +47,16 @@ class Fate:
     Parameters:
         struck_at: when it last was killed, or stood still.
         unanswered_at: when the store last did not answer it, as far as it knows.
+        unsettled_at: the same, of ends and of what it gave back.
     """
 
     struck_at: float = NEVER
     unanswered_at: float = NEVER
+    unsettled_at: float = NEVER
 
-    @property
-    def was_struck(self) -> bool:
-        return self.struck_at > NEVER
+    def was_hit(self, since: float) -> bool:
+        """Whether it was struck, or had no answer."""
+        return max(self.struck_at, self.unanswered_at) >= since
 
 
 class World:
