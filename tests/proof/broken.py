@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,10 +21,26 @@ from celery_claims.protocol import (
     SettleAnswer,
     Settled,
     Settlement,
+    Success,
+    TookOver,
 )
 from celery_claims.stores import Census, Page, Store, View
 
-__all__ = ["BUGS", "BackwardTokens", "EagerCleanup", "LostRelease", "RacyClaim", "Unfenced"]
+__all__ = [
+    "BUGS",
+    "BackwardTokens",
+    "ClientClock",
+    "EagerCleanup",
+    "LostRelease",
+    "RacyClaim",
+    "Unfenced",
+]
+
+#: Milliseconds that a record is kept which is about to be claimed again.
+KEEP = 3_600_000
+
+#: Milliseconds from an answer to what a client does about it, at most; clocks are wrong by more.
+GRACE = 300
 
 
 class _Passing(Store):
@@ -145,6 +162,35 @@ class EagerCleanup(_Passing):
             else:
                 answers.append(False)
         return answers
+
+
+class ClientClock(_Passing):
+    """A lease has run out when the client's own wall clock says so, and not the store's.
+
+    The grace lets a clock that is right do no harm, so that it is wrong ones that are found.
+    """
+
+    def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimAnswer]:
+        return [
+            self._take_over(request) if self._is_over(answer) else answer
+            for request, answer in zip(requests, self.store.claim(requests), strict=True)
+        ]
+
+    def _is_over(self, answer: ClaimAnswer) -> bool:
+        return (
+            isinstance(answer, AlreadyClaimed) and answer.expires_at + GRACE <= time.time() * 1000
+        )
+
+    def _take_over(self, request: ClaimRequest) -> ClaimAnswer:
+        record = self.store.lookup([(request.queue, request.task_id)])[0]
+        if record is None:
+            return self.store.claim([request])[0]
+        given_back = Settlement(record.as_token(), Outcome.NACKED, KEEP, counted=record.started)
+        self.store.settle([given_back])
+        answer = self.store.claim([request])[0]
+        if isinstance(answer, Success):
+            return TookOver(record.owner, answer.token, answer.now, answer.deliveries)
+        return answer
 
 
 def _is_denied(answer: ClaimAnswer) -> bool:

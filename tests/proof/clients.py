@@ -61,6 +61,7 @@ class Plan:
         keys: records at a time.
         epoch: seconds until the next ones.
         started: the monotonic second in which the run began.
+        until_fault: they go on until something went wrong as well.
         name: of the run, where several ask one store.
     """
 
@@ -70,6 +71,7 @@ class Plan:
     epoch: float = 0.4
     started: float = 0.0
     name: str = ""
+    until_fault: bool = False
 
     def keys_now(self) -> list[Key]:
         epoch = int((time.monotonic() - self.started) / self.epoch)
@@ -86,7 +88,7 @@ class Client:
     Parameters:
         number: its place in ``counts``.
         name: begins with c; with the seed it decides what the client chooses.
-        counts: of every client's operations; it adds to its own.
+        counts: of every client's operations, and last of the faults; it adds to its own.
     """
 
     def __init__(
@@ -116,7 +118,7 @@ class Client:
             (self._clean_up_blindly, 4),
         ]
         weights = [weight for _, weight in moves]
-        while sum(self._counts) < self._plan.operations and not stopped():
+        while not self._is_enough() and not stopped():
             ((move, _),) = self._rng.choices(moves, weights)
             noted = self._log.operations
             try:
@@ -125,6 +127,11 @@ class Client:
                 # Noted as unknown; the next one may be answered.
                 threading.Event().wait(self._rng.random() * 0.1)
             self._counts[self._number] += self._log.operations - noted
+
+    def _is_enough(self) -> bool:
+        *operations, faults = self._counts
+        plan = self._plan
+        return sum(operations) >= plan.operations and bool(faults or not plan.until_fault)
 
     def _key(self) -> Key:
         return self._rng.choice(self._plan.keys_now())

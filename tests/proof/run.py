@@ -1,6 +1,8 @@
 """``make proof``: every store, with threads and with processes, while everything breaks.
 
-Prints a table and, for a violation, the smallest history that shows it; then it exits with 1.
+Prints a table of what came of it and one of what went wrong. For a violation it prints the smallest
+history that shows it, and exits with 1; it also does so if something that can go wrong in a store
+never did in a long run of it.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from .arenas import (
     Arena,
@@ -33,6 +35,9 @@ from .runs import (
 
 KEEPING = {arena.name: arena for arena in (MemoryArena, SQLiteArena, RedisArena, PostgresArena)}
 
+#: Operations of a run that is long enough for every kind of fault.
+LONG = 50_000
+
 #: Configurations: where a store lost writes, a search need not find out which.
 LOSING_BUDGET = 10_000
 
@@ -40,6 +45,7 @@ HEADINGS = (
     "store", "clients", "operations", "unknown", "faults", "records", "longest", "asked s",
     "search s", "verdict",
 )  # fmt: skip
+FAULT_HEADINGS = ("store", "clients", "what went wrong, and how often")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     seed = int(time.time()) if chosen.seed is None else chosen.seed
     stores = chosen.store or [*KEEPING, "losing"]
-    rows: list[tuple[str, ...]] = []
+    rows: list[Row] = []
     found: list[str] = []
     for name in stores:
         if name == "losing":
@@ -59,15 +65,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             settings = Settings(chosen.operations, seed=seed, fault_every=chosen.fault_every)
             rows += _keeping(KEEPING[name], settings, found)
-    print("\n".join(_table(rows)))
+    print("\n".join(_table(HEADINGS, [row.cells for row in rows])))
+    print()
+    print("\n".join(_table(FAULT_HEADINGS, [row.faults for row in rows])))
     print(f"\nseed {seed}: repeat it with --seed {seed}")
     print("\n\n".join(["", *found]) if found else "No history is without an order.")
     return 1 if found else 0
 
 
+@dataclass(frozen=True)
+class Row:
+    """What is told of a run: a row of each table."""
+
+    cells: tuple[str, ...]
+    faults: tuple[str, ...]
+
+
+def never_happened(history: History, least: int = LONG) -> list[str]:
+    """The faults that a run was long enough for and that it did not have."""
+    if len(history.operations) < least:
+        return []
+    return sorted(name for name, count in history.faults.items() if not count)
+
+
 def _keeping(
     make: Callable[[random.Random], Arena], settings: Settings, found: list[str]
-) -> Iterator[tuple[str, ...]]:
+) -> Iterator[Row]:
     """Stores that keep what they answered: half of the operations by threads, half by processes."""
     with make(random.Random(settings.seed)) as arena:
         kinds = (False, True) if arena.shared else (False,)
@@ -81,12 +104,13 @@ def _keeping(
             back = tokens_that_went_back(history.operations)
             if not judgement.is_good or back:
                 found.append(f"{arena.name}, {kind}: {judgement.counterexample or judgement}{back}")
+            found += [f"{arena.name}, {kind}: no {name}" for name in never_happened(history)]
             verdict = "linearizable" if judgement.is_good and not back else "VIOLATED"
-            yield _row(arena.name, kind, history, judgement, verdict)
+            yield _row(arena, kind, history, judgement, verdict)
     _clear()
 
 
-def _losing(operations: int, seed: int, found: list[str]) -> Iterator[tuple[str, ...]]:
+def _losing(operations: int, seed: int, found: list[str]) -> Iterator[Row]:
     """Stores that lose what they answered: how much, and that tokens still never go back."""
     settings = Settings(operations, seed=seed)
     for make in (ForgetfulRedisArena, LaggingRedisArena):
@@ -106,25 +130,31 @@ def _losing(operations: int, seed: int, found: list[str]) -> Iterator[tuple[str,
             verdict += ", TOKENS WENT BACK" if back else ", tokens rose"
             if back:
                 found.append(f"{arena.name}: {back[0]}")
-            yield _row(arena.name, "threads", history, strict, verdict)
+            # Without its one fault such a run shows nothing, however short it is.
+            found += [f"{arena.name}: no {name}" for name in never_happened(history, 0)]
+            yield _row(arena, "threads", history, strict, verdict)
     _clear()
 
 
-def _row(
-    store: str, clients: str, history: History, judgement: Judgement, verdict: str
-) -> tuple[str, ...]:
-    return (
-        store,
+def _row(arena: Arena, clients: str, history: History, judgement: Judgement, verdict: str) -> Row:
+    cells = (
+        arena.name,
         clients,
         f"{judgement.operations:,}",
         f"{judgement.unknown:,}",
-        str(sum(history.faults.values())),
+        str(history.faults.total()),
         str(judgement.keys),
         f"{judgement.longest:,}",
         f"{history.seconds:.0f}",
         f"{judgement.seconds:.0f}",
         verdict,
     )
+    faults = [f"{name} {count}" for name, count in sorted(history.faults.items())]
+    if arena.odds:
+        faults.append(f"question or answer lost {judgement.unknown:,}")
+    if arena.wrong_clock and clients == "processes":
+        faults.append("every client's clock wrong")
+    return Row(cells, (arena.name, clients, ", ".join(faults)))
 
 
 def _progress(arena: Arena, kind: str, operations: int) -> Callable[[int], None]:
@@ -145,9 +175,9 @@ def _clear() -> None:
         sys.stderr.write("\r\033[K")
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
-    for row in (HEADINGS, tuple("-" * width for width in widths), *rows):
+def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    for row in (headings, tuple("-" * width for width in widths), *rows):
         yield "| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |"
 
 

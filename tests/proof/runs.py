@@ -70,7 +70,7 @@ class History:
 
     Parameters:
         operations: of all clients.
-        faults: how often each happened.
+        faults: how often each happened, also those that never did.
         seconds: that the clients took.
     """
 
@@ -86,7 +86,12 @@ class _Crowd(ABC):
         self._job = job
         self._clients = clients
 
+    #: the operations of each client, and last the faults
     counts: Any
+
+    def asked(self) -> int:
+        """How many operations there were."""
+        return int(sum(self.counts[:-1]))
 
     def start(self) -> None:
         for number in range(self._clients):
@@ -103,15 +108,15 @@ class _Crowd(ABC):
     def finish(self) -> None:
         """Wait for the clients, and fail if one did."""
 
-    def faults(self, rng: random.Random) -> dict[str, Callable[[], None]]:
-        """What may be done to clients."""
+    def faults(self, rng: random.Random) -> dict[str, Callable[[], object]]:
+        """What may be done to clients; False says that it was done to none."""
         return {}
 
 
 class _Threads(_Crowd):
     def __init__(self, job: Job, clients: int) -> None:
         super().__init__(job, clients)
-        self.counts = [0] * clients
+        self.counts = [0] * (clients + 1)
         self._threads: list[threading.Thread] = []
         self._errors: list[BaseException] = []
 
@@ -142,8 +147,8 @@ class _Processes(_Crowd):
         super().__init__(job, clients)
         # Forked from a process with threads, a client might inherit a lock that nobody gives back.
         self._context = multiprocessing.get_context("spawn")
-        # Without a lock: a killed client could not give it back, and each writes only its own.
-        self.counts = self._context.RawArray("q", clients)
+        # Without a lock: a killed client could not give it back, and each place has one writer.
+        self.counts = self._context.RawArray("q", clients + 1)
         self._processes: dict[int, Any] = {}
         self._killed = 0
 
@@ -162,7 +167,7 @@ class _Processes(_Crowd):
             process.join(PATIENCE)
             assert process.exitcode == 0, f"a client ended with {process.exitcode}"
 
-    def faults(self, rng: random.Random) -> dict[str, Callable[[], None]]:
+    def faults(self, rng: random.Random) -> dict[str, Callable[[], object]]:
         return {
             "client killed": lambda: self._kill(rng),
             "client paused": lambda: self._pause(rng),
@@ -177,14 +182,15 @@ class _Processes(_Crowd):
         self._killed += 1
         self.begin(number, f"c{number}-{self._killed}")
 
-    def _pause(self, rng: random.Random) -> None:
+    def _pause(self, rng: random.Random) -> bool:
         pid = self._processes[rng.randrange(self._clients)].pid
         try:
             process = psutil.Process(pid)
         except psutil.NoSuchProcess:
-            return
+            return False
         with pause([process]):
             threading.Event().wait(rng.uniform(0.02, 0.5))
+        return True
 
 
 def record(arena: Arena, settings: Settings, progress: Progress = lambda _: None) -> History:
@@ -212,6 +218,7 @@ def _make_crowd(arena: Arena, settings: Settings, folder: Path) -> _Crowd:
             settings.operations,
             started=time.monotonic(),
             name=f"{settings.seed}-{'processes' if settings.processes else 'threads'}-",
+            until_fault=_has_faults(arena, settings),
         ),
         folder=folder,
         url=arena.url,
@@ -224,20 +231,34 @@ def _make_crowd(arena: Arena, settings: Settings, folder: Path) -> _Crowd:
     return crowd(job, settings.clients)
 
 
+def _has_faults(arena: Arena, settings: Settings) -> bool:
+    """Whether something can go wrong outside of the clients."""
+    return bool(settings.fault_every and (arena.faults() or settings.processes))
+
+
 def _while_running(
     arena: Arena, crowd: _Crowd, settings: Settings, rng: random.Random, progress: Progress
 ) -> Counter[str]:
     happened: Counter[str] = Counter()
+    to_come: list[str] = []
     pause_until = 0.0
     while crowd.is_running():
-        progress(sum(crowd.counts))
+        asked = crowd.asked()
+        progress(asked)
         faults = {**arena.faults(), **crowd.faults(rng)} if settings.fault_every else {}
+        happened.update(dict.fromkeys(faults, 0))
         # A client that is about to end need not be killed: another would start for nothing.
-        under_way = 0 < sum(crowd.counts) < settings.operations * 0.95
+        under_way = asked and (asked < settings.operations * 0.95 or not happened.total())
         if faults and under_way and time.monotonic() >= pause_until:
-            name = rng.choice(sorted(faults))
-            faults[name]()
+            # Each of them once before any comes again, so that none is missing by chance.
+            to_come = [name for name in to_come if name in faults] or rng.sample(
+                sorted(faults), len(faults)
+            )
+            name = to_come.pop()
+            if faults[name]() is False:
+                continue
             happened[name] += 1
+            crowd.counts[-1] = happened.total()
             pause_until = time.monotonic() + rng.expovariate(1 / settings.fault_every)
         threading.Event().wait(LOOK)
     return happened

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,7 +18,8 @@ from .arenas import (
     RedisArena,
     SQLiteArena,
 )
-from .broken import BUGS, RacyClaim, Unfenced
+from .broken import BUGS, ClientClock, RacyClaim, Unfenced
+from .run import LONG, never_happened
 from .runs import History, Settings, answers_lost, judge, record, tokens_that_went_back
 
 KEEPING = (MemoryArena, SQLiteArena, RedisArena, PostgresArena)
@@ -31,6 +35,11 @@ def run(make: type[Arena], settings: Settings) -> None:
         history = record(arena, settings)
         judgement = judge(arena, history)
         assert judgement.operations >= settings.operations
+        # A run goes on until something went wrong, where something can.
+        if arena.faults() or settings.processes:
+            assert history.faults.total() > 0
+        if arena.odds:
+            assert judgement.unknown > 0
         assert judgement.is_good, judgement.counterexample or judgement.undecided
         assert tokens_that_went_back(history.operations) == []
 
@@ -64,6 +73,39 @@ def test_a_broken_store_is_found_out(make: type[Arena], bug: type) -> None:
             if judgement.violations:
                 break
         assert "none of these may come next" in judgement.counterexample
+
+
+ASKED = (RedisArena, PostgresArena)
+
+
+@pytest.mark.parametrize("make", ASKED, ids=named(ASKED))
+def test_a_store_that_goes_by_the_clients_clock_is_found_out(make: type[Arena]) -> None:
+    """By processes, whose wall clocks are wrong; nothing else goes wrong, and it is that."""
+    settings = Settings(1000, processes=True, clients=4, fault_every=0, wrap=ClientClock)
+    with make(random.Random(1)) as arena:
+        judgement = judge(arena, record(arena, settings))
+        assert "none of these may come next" in judgement.counterexample
+        arena.wrong_clock = False
+        judgement = judge(arena, record(arena, replace(settings, seed=1)))
+        assert judgement.is_good, judgement.counterexample
+
+
+@pytest.mark.parametrize("make", [SQLiteArena, RedisArena])
+def test_every_kind_of_fault_happens_before_any_comes_again(make: type[Arena]) -> None:
+    with make(random.Random(1)) as arena:
+        settings = Settings(1500, processes=True, clients=3, fault_every=0.01, seed=1)
+        happened = record(arena, settings).faults
+    assert len(happened) == (2 if make is SQLiteArena else 8)
+    assert happened.total() > 0
+    assert max(happened.values()) - min(happened.values()) <= 1
+
+
+def test_a_long_run_without_one_of_its_faults_is_told_of() -> None:
+    """``make proof`` fails then."""
+    operations: list[Any] = [None] * LONG
+    history = History(operations, Counter({"server killed": 0, "client paused": 3}), 1.0)
+    assert never_happened(history) == ["server killed"]
+    assert never_happened(History(operations[1:], history.faults, 1.0)) == []
 
 
 def _is_bad(arena: Arena, history: History) -> bool:
