@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +305,32 @@ class TestCluster:
             for node in (target, source):
                 node.ask("CLUSTER", "SETSLOT", slot, "NODE", names[target])
             assert isinstance(store.renew([Renewal(token, LEASE)])[0], Renewed)
+
+    def test_finished_tasks_are_not_granted_while_their_slot_moves(
+        self, cluster: RedisCluster
+    ) -> None:
+        """Nor afterwards; whichever of its keys has moved already."""
+        requests = [request(f"t{number}") for number in range(30)]
+        with open_store(cluster.url, timeout=30.0, prefix="moving:") as store:
+            answers = store.claim(requests)
+            tokens = [answer.token for answer in answers if isinstance(answer, Success)]
+            store.settle([Settlement(token, Outcome.SUCCESS, KEEP) for token in tokens])
+            again = [replace(each, grant_id=uuid.uuid4().hex) for each in requests]
+            slot = key_slot(b"moving:{q}")
+            names = {node: node.ask("CLUSTER", "MYID") for node in cluster.masters()}
+            source = cluster.holder(slot)
+            target = next(node for node in names if node is not source)
+            target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", names[source])
+            source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", names[target])
+            keys = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100)
+            assert len(keys) > 5
+            for key in keys:
+                source.ask("MIGRATE", "127.0.0.1", target.port, key, 0, 30_000)
+                with suppress(errors.StoreUnavailable):
+                    assert isinstance(store.claim(again[:1])[0], Finished)
+            for node in (target, source):
+                node.ask("CLUSTER", "SETSLOT", slot, "NODE", names[target])
+            assert {type(answer) for answer in store.claim(again)} == {Finished}
 
     def test_single_url_of_a_cluster_says_what_to_use(self, cluster: RedisCluster) -> None:
         messages = []
