@@ -81,8 +81,9 @@ format: $(VENV)/.dev  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-fuzz: $(VENV)/.fuzz  ## Look for input that breaks it, five minutes long (FUZZ_SECONDS=60 for each target)
-	@mkdir -p .fuzz; for target in messages settings urls rows cursors; do \
+fuzz: $(VENV)/.fuzz  ## Look for input that breaks it, ten minutes long (FUZZ_SECONDS=60 for each target)
+	@mkdir -p .fuzz; for target in messages settings options urls commands \
+	  rows finished sqlite_rows postgres_rows cursors; do \
 	  echo "== $$target"; \
 	  $(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_SECONDS) -verbosity=0 \
 	    -print_final_stats=1 -artifact_prefix=.fuzz/$$target- || exit 1; \
