@@ -211,6 +211,25 @@ def test_redis_with_an_outcome_of_a_later_version_grants_nothing(code: int) -> N
         assert unreadable.removal == f'HDEL "{bucket.decode()}" "t1"'
 
 
+@settings(max_examples=60, deadline=None)
+@given(at=st.integers(0, 30), byte=st.integers(0, 255), tail=st.binary(max_size=3))
+def test_redis_grants_no_finished_record_that_cannot_be_read(
+    at: int, byte: int, tail: bytes
+) -> None:
+    harness = RedisHarness()
+    with opened(harness) as store, harness.server.client() as client:
+        store.settle([Settlement(fill(store), Outcome.SUCCESS, LEASE)])
+        (bucket,) = client.keys(f"{harness.prefix}{{q}}.f:*")
+        packed = bytearray(client.hget(bucket, "t1"))
+        packed[at % len(packed)] = byte
+        client.hset(bucket, "t1", bytes(packed) + tail)
+        try:
+            store.lookup([("q", "t1")])
+        except StoreCorrupt:
+            with pytest.raises(StoreCorrupt):
+                store.claim([request("t1")])
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     column=st.sampled_from((*TEXTS[2:], *COUNTS, "outcome")),

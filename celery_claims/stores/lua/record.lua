@@ -109,6 +109,7 @@ local function parse(packed)
     done, more, lag, keep = pcall(cmsgpack.unpack_limit, packed, 2, at)
     if not done or not is_whole(lag, -MOST) or not is_whole(keep, 1) then corrupt(more) end
     at, record.forget_at = more, born + lag + keep
+    if not record.free and at >= 0 then corrupt('bytes too many') end
     if record.free then
       done, more, lease = pcall(cmsgpack.unpack_limit, packed, 1, at)
       if not done or not is_whole(lease, -MOST) then corrupt(more) end
@@ -160,6 +161,7 @@ local function find_finished(task)
     if packed then
       local record = parse(string.sub(packed, UNTIL + 1))
       if record.code == 0 or record.free then corrupt('it is not finished') end
+      if record.forget_at ~= struct.unpack('>I6', packed) then corrupt('it ends at two times') end
       record.bucket = bucket
       if record.forget_at > now then return record end
       redis.call('HDEL', bucket, task)
