@@ -19,6 +19,7 @@ def test_a_seeded_bug_is_found(hunt: Hunt) -> None:
     with hunt.bug():
         for seed in range(1, 1 + ENOUGH):
             violations = simulate(hunt.plan_of(seed)).violations
-            if violations:
-                break
-    assert violations and hunt.promise in violations[0], violations
+            # One bug may break several promises, and another one first.
+            if any(hunt.promise in violation for violation in violations):
+                return
+    pytest.fail(f"not found within {ENOUGH} seeds; the last one told of {violations}")

@@ -7,6 +7,7 @@ import uuid
 from contextlib import closing
 
 from celery_claims.protocol import ClaimRequest
+from celery_claims.stores.packing import pack_text
 
 from tests.process.setup import ProcessSetup, Site, publish_copies
 from tests.process.waiting import wait_until
@@ -33,7 +34,7 @@ def change(site: Site, statement: str, *values: object) -> None:
 
 
 def damage(site: Site, task_id: str) -> None:
-    change(site, "UPDATE claims SET grant_id = 5 WHERE task_id = ?", task_id.encode())
+    change(site, "UPDATE claims SET grant_id = 5 WHERE task_id = ?", pack_text(task_id))
 
 
 @traps()
@@ -88,7 +89,7 @@ def test_other_leases_are_renewed_and_its_end_is_recorded_when_it_can_be(
     wait_finished(setup.site, good)
     setup.journal.wait_for_end(bad)
     assert events(worker, "lost", good) == events(worker, "lost", bad) == 0
-    change(setup.site, "UPDATE claims SET grant_id = x'00' WHERE task_id = ?", bad.encode())
+    change(setup.site, "UPDATE claims SET grant_id = x'00' WHERE task_id = ?", pack_text(bad))
     wait_finished(setup.site, bad)
     assert len(setup.journal.runs(bad)) == 1
     assert_all_acknowledged(setup)
