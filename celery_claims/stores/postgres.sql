@@ -1,6 +1,6 @@
 -- The statements of the PostgreSQL store, as psycopg takes them. A name after an @ gets the schema
--- and the prefix of the URL; the functions are made by migrations/. "remove" is for the user,
--- where a record cannot be read.
+-- and the prefix of the URL; the functions are made by migrations/. "remove" is for the user, where a
+-- record cannot be read.
 
 -- name: claim
 SELECT * FROM @claim_v1(
