@@ -88,8 +88,12 @@ def key_range(queue: str | None) -> tuple[UUID, UUID]:
 
 def key_of(queue: str, task_id: str) -> UUID:
     """The key of a record: what the schema's key_v1 makes of the two."""
-    of_queue = hashlib.sha256(pack(queue)).digest()
-    return UUID(bytes=of_queue[:4] + hashlib.sha256(of_queue + pack(task_id)).digest()[:12])
+    return _key_of_packed(pack(queue), pack(task_id))
+
+
+def _key_of_packed(queue: bytes, task_id: bytes) -> UUID:
+    of_queue = hashlib.sha256(queue).digest()
+    return UUID(bytes=of_queue[:4] + hashlib.sha256(of_queue + task_id).digest()[:12])
 
 
 def claim_parameters(batch: Sequence[ClaimRequest]) -> dict[str, Any]:
@@ -195,6 +199,8 @@ def as_record(row: Row) -> Record:
 
 
 def _record(row: Row) -> Record:
+    if row[0] != _key_of_packed(row[14], row[15]):
+        raise ValueError("its key is not that of its queue and task id")
     return check_record(
         Record(
             token=row[1],

@@ -376,7 +376,6 @@ _KINDS: tuple[
         (
             redis.ConnectionError,
             redis.TimeoutError,
-            ClusterDownError,
             ClusterError,
             AskError,
             TryAgainError,

@@ -31,6 +31,8 @@ SCANS_A_PAGE = 10
 _CLAIMED, _SETTLED = "claimed", "settled"
 #: The cursor of a SCAN that is over.
 _OVER = -1
+#: What follows the shard in the key of a record, and of a bucket.
+_TASK, _BUCKET = b":", b".f:"
 
 
 class _Place(NamedTuple):
@@ -195,9 +197,10 @@ class Reader:
         left, shown, broken = deque(keys), list[bytes](), list[Unreadable]()
         while left and len(shown) < limit:
             key = left.popleft()
-            shard, is_bucket = self._bucket(key)
-            if not is_bucket:
+            shard, rest = self._parse(key)
+            if rest.startswith(_TASK):
                 shown.append(key)
+            if not rest.startswith(_BUCKET):
                 continue
             try:
                 tasks = self._link.ask("HKEYS", key)
@@ -212,7 +215,9 @@ class Reader:
     ) -> tuple[list[Record], int, list[Unreadable]]:
         names = None if queue is None else {shard.name for shard in self._shards(queue)}
         places = [
-            place for place in map(self._parse, keys) if names is None or place[0].name in names
+            (shard, rest.removeprefix(_TASK))
+            for shard, rest in map(self._parse, keys)
+            if names is None or shard.name in names
         ]
         answers = self._link.run_apart(
             [Call(_LOOKUP, [*s.fixed, s.key(task)], [self._offset()]) for s, task in places]
@@ -239,14 +244,10 @@ class Reader:
         slot = b"#*" if self._slots > 1 else b""
         return b"%b{%b%b}*:*" % (_escape(self._prefix), _escape(name), slot)
 
-    def _bucket(self, key: bytes) -> tuple[Shard, bool]:
-        """The shard of a key that SCAN found, and whether it is a bucket."""
-        tag, _, rest = key[len(self._prefix) + 1 :].partition(b"}")
-        return Shard(self._prefix, tag), rest.startswith(b".f:")
-
     def _parse(self, key: bytes) -> tuple[Shard, bytes]:
-        tag, _, task = key[len(self._prefix) + 1 :].partition(b"}:")
-        return Shard(self._prefix, tag), task
+        """The shard of a key that SCAN found, and what follows it."""
+        tag, _, rest = key[len(self._prefix) + 1 :].partition(b"}")
+        return Shard(self._prefix, tag), rest
 
     def _now(self) -> int:
         seconds, microseconds = self._link.ask("TIME")

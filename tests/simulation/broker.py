@@ -161,7 +161,7 @@ class Broker:
         if copy is None:
             return
         self.world.tell(channel.process, "acknowledged %s", copy.part)
-        self.judge.removed(copy.part, late=copy.late, leaving=channel.leaving)
+        self._removed(copy, channel)
 
     def rejected(self, tag: str, channel: Channel, *, requeue: bool) -> None:
         copy = self.take(tag)
@@ -172,7 +172,10 @@ class Broker:
             self.queue.append(replace(copy, redelivered=True))
             self.pump()
         else:
-            self.judge.removed(copy.part, late=copy.late, leaving=channel.leaving)
+            self._removed(copy, channel)
+
+    def _removed(self, copy: Copy, channel: Channel) -> None:
+        self.judge.removed(copy.part, channel.process, late=copy.late, leaving=channel.leaving)
 
     # giving out
 

@@ -519,6 +519,6 @@ HUNTS: tuple[Hunt, ...] = (
     Hunt(
         a_takeover_that_was_not_heard_of_is_forgotten, POISON, {**DEADLY, **_faults("store lost")}
     ),
-    Hunt(out_of_deliveries_is_not_recorded, POISON, DEADLY),
+    Hunt(out_of_deliveries_is_not_recorded, LOST, DEADLY),
     Hunt(a_strict_task_goes_on_without_an_answer, TOLD, _faults("store down")),
 )

@@ -153,8 +153,8 @@ class Judge:
     #: tasks that are not at their end
     undone: dict[str, None] = field(init=False)
     finished: dict[Part, Outcome] = field(default_factory=dict)
-    #: of each task the highest attempt that is finished, and that a worker asked for
-    seen: dict[str, Attempt] = field(default_factory=dict)
+    #: of each task the highest attempt that was granted, and that is finished
+    granted: dict[str, Attempt] = field(default_factory=dict)
     latest: dict[str, Attempt] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     #: of each attempt its grants, and each by its id
@@ -165,7 +165,7 @@ class Judge:
     #: how bodies of attempts came to an end of their own
     completed: dict[Part, set[Outcome]] = field(default_factory=lambda: defaultdict(set))
     #: attempts whose result is stored, and those that were told to be out of deliveries, under what
-    reported: dict[Part, str] = field(default_factory=dict)
+    reported: dict[Part, tuple[str, float]] = field(default_factory=dict)
     exhausted: dict[Part, Grant] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -207,12 +207,11 @@ class Judge:
             request.owner,
             _short(answer),
         )
-        seen = self.seen.get(request.task_id, request.attempt)
-        self.seen[request.task_id] = max(seen, request.attempt)
         if not isinstance(answer, (Success, TookOver, Exhausted)):
             return
         task_id, token = request.task_id, answer.token.token
         part = (task_id, request.attempt)
+        self.granted[task_id] = max(self.granted.get(task_id, Attempt()), request.attempt)
         self.note(request.delivery.tag)
         before = self.tokens.get(task_id, 0)
         grant = self.by_id.get(request.grant_id)
@@ -224,7 +223,7 @@ class Judge:
             grant = Grant(token, self.world.now, fate, isinstance(answer, Exhausted))
             self.by_id[request.grant_id] = grant
             self.grants[part].append(grant)
-        if part in self.finished and self.finished[part] is not Outcome.REJECTED:
+        if part in self.finished:
             self.fail("not again when finished", f"{part} is granted to {request.owner}")
         self._check_deaths(part, grant, answer.deliveries)
 
@@ -249,7 +248,7 @@ class Judge:
         if renewal.started and isinstance(answer, Renewed):
             self.by_id[token.grant_id].marked = True
         if isinstance(answer, Lost):
-            self.world.after(SOON, self._check_told, token.task_id, token.token)
+            self.world.after(SOON, self._check_told, token.task_id, token.token, self.world.now)
         if (
             isinstance(answer, Renewed)
             and renewal.token.token != self.tokens[renewal.token.task_id]
@@ -316,7 +315,7 @@ class Judge:
             return
         self.by_id[body.run.token.grant_id].begun = True
         self.world.tell(body.process, "begins %s under %s", body.part, _mark(body.run.token.token))
-        if body.part in self.finished and self.finished[body.part] is not Outcome.REJECTED:
+        if body.part in self.finished:
             self.fail("not again when finished", f"{body.part} starts on {body.process}")
         if self.latest.get(task_id, attempt) > attempt:
             later = self.latest[task_id]
@@ -336,18 +335,16 @@ class Judge:
         if died >= most + unknown:
             self.fail("poison stops", f"{part} starts, and {died} of its runs died")
 
-    def _check_told(self, task_id: str, token: int) -> None:
+    def _check_told(self, task_id: str, token: int, since: float) -> None:
         """A worker was told that a claim is lost: its body must have stopped by now."""
         for body in self.bodies[task_id]:
             process, parent = body.process, body.process.parent
             if body.run is None or body.run.token.token != token or parent is None:
                 continue
             # A claim is lost again with each answer that is not lost itself.
-            if parent.alive and not (parent.paused or process.paused or self._deafening()):
+            hit = parent.fate.was_hit(since) or process.fate.was_hit(since)
+            if not (hit or parent.paused or process.paused):
                 self.fail("told", f"{body.part} still runs on {process} without a claim")
-
-    def _deafening(self) -> bool:
-        return bool(self.plan.faults & {"store lost", "store slow", "store down"})
 
     def completes(self, part: Part, outcome: Outcome) -> None:
         """A body has come to an end of its own."""
@@ -390,7 +387,7 @@ class Judge:
 
     def stored(self, part: Part, state: str, result: object) -> None:
         """The result of an attempt is in its backend."""
-        self.reported[part] = state
+        self.reported[part] = state, self.world.now
         if not isinstance(result, DeliveriesExhausted):
             return
         grant, before = self.grants[part][-1], self.exhausted.get(part)
@@ -411,25 +408,29 @@ class Judge:
     def sent(self, part: Part) -> None:
         self.world.tell("sender", "%s", part)
 
-    def removed(self, part: Part, *, late: bool, leaving: bool) -> None:
+    def removed(self, part: Part, worker: Process, *, late: bool, leaving: bool) -> None:
         """A message is acknowledged, or rejected and gone.
 
         Parameters:
             late: its task acknowledges late.
             leaving: its worker is shutting down, or has been.
         """
-        task_id, attempt = part
-        known = part in self.finished or self.seen.get(task_id, attempt) > attempt
-        if known or not late:
+        if part in self.finished or self.is_superseded(part) or not late:
             return
-        # Without the store's answer: at a shutdown, or with its failure.
-        if part in self.exhausted or (leaving and part in self.reported):
-            retries = self.reported[part] == "RETRY"
-            self._note_end(part, Outcome.RETRY if retries else Outcome.FAILURE)
+        state, at = self.reported.get(part, ("", 0.0))
+        # The store did not answer: at a shutdown, or when it was told that nothing is left.
+        silent = bool(state) and worker.fate.unsettled_at >= at
+        if silent and (part in self.exhausted or leaving):
+            self._note_end(part, Outcome.RETRY if state == "RETRY" else Outcome.FAILURE)
             return
         self.fail("nothing lost", f"the message of {part} is gone, and it is not finished")
 
     # the end
+
+    def is_superseded(self, part: Part) -> bool:
+        """Whether a later attempt is on record."""
+        task_id, attempt = part
+        return self.granted.get(task_id, attempt) > attempt
 
     def unfinished(self) -> list[str]:
         """Tasks that are not at their end."""

@@ -310,9 +310,10 @@ class Simulation:
 
     def _may_stay(self, copy: Copy) -> bool:
         """What a worker leaves to the visibility timeout of Redis: a message whose attempt is
-        finished, for which nobody waits; and one that it had neither claimed nor touched yet."""
+        at its end, for which nobody waits; and one that it had neither claimed nor touched yet."""
         left = self.broker.is_redis and copy.tag in self.broker.unacked
-        return left and (copy.part in self.judge.finished or not copy.known)
+        over = copy.part in self.judge.finished or self.judge.is_superseded(copy.part)
+        return left and (over or not copy.known)
 
 
 @contextmanager

@@ -274,6 +274,20 @@ def cluster() -> RedisCluster:
     return shared_cluster()
 
 
+def moved_key_by_key(cluster: RedisCluster, slot: int) -> Iterator[None]:
+    """Move a slot to another master; after each of its keys it is the caller's turn."""
+    names = {node: node.ask("CLUSTER", "MYID") for node in cluster.masters()}
+    source = cluster.holder(slot)
+    target = next(node for node in names if node is not source)
+    target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", names[source])
+    source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", names[target])
+    for key in source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
+        source.ask("MIGRATE", "127.0.0.1", target.port, key, 0, 30_000)
+        yield
+    for node in (target, source):
+        node.ask("CLUSTER", "SETSLOT", slot, "NODE", names[target])
+
+
 class TestCluster:
     def test_batch_over_many_slots(self, cluster: RedisCluster) -> None:
         with open_store(cluster.url, timeout=30.0) as store:
@@ -294,16 +308,8 @@ class TestCluster:
         """A client that knew the slot elsewhere finds it."""
         with open_store(cluster.url, timeout=30.0, prefix="moved:") as store:
             token = claim(store)
-            slot = key_slot(b"moved:{q}")
-            names = {node: node.ask("CLUSTER", "MYID") for node in cluster.masters()}
-            source = cluster.holder(slot)
-            target = next(node for node in names if node is not source)
-            target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", names[source])
-            source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", names[target])
-            keys = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100)
-            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 30_000, "KEYS", *keys)
-            for node in (target, source):
-                node.ask("CLUSTER", "SETSLOT", slot, "NODE", names[target])
+            for _ in moved_key_by_key(cluster, key_slot(b"moved:{q}")):
+                pass
             assert isinstance(store.renew([Renewal(token, LEASE)])[0], Renewed)
 
     def test_finished_tasks_are_not_granted_while_their_slot_moves(
@@ -316,20 +322,12 @@ class TestCluster:
             tokens = [answer.token for answer in answers if isinstance(answer, Success)]
             store.settle([Settlement(token, Outcome.SUCCESS, KEEP) for token in tokens])
             again = [replace(each, grant_id=uuid.uuid4().hex) for each in requests]
-            slot = key_slot(b"moving:{q}")
-            names = {node: node.ask("CLUSTER", "MYID") for node in cluster.masters()}
-            source = cluster.holder(slot)
-            target = next(node for node in names if node is not source)
-            target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", names[source])
-            source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", names[target])
-            keys = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100)
-            assert len(keys) > 5
-            for key in keys:
-                source.ask("MIGRATE", "127.0.0.1", target.port, key, 0, 30_000)
+            steps = 0
+            for _ in moved_key_by_key(cluster, key_slot(b"moving:{q}")):
+                steps += 1
                 with suppress(errors.StoreUnavailable):
                     assert isinstance(store.claim(again[:1])[0], Finished)
-            for node in (target, source):
-                node.ask("CLUSTER", "SETSLOT", slot, "NODE", names[target])
+            assert steps > 5
             assert {type(answer) for answer in store.claim(again)} == {Finished}
 
     def test_single_url_of_a_cluster_says_what_to_use(self, cluster: RedisCluster) -> None:

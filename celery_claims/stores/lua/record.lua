@@ -5,8 +5,8 @@
 --   BASE.c        hash    claimed records by task id
 --   BASE.e        zset    the same task ids by the end of their lease, in milliseconds
 --   BASE:TASK-ID  string  a free record, or a long finished one; Redis itself forgets it
---   BASE.f:L:N    hash    finished records by task id, in bucket N of 2^L; each begins with six
---                         bytes of when it is forgotten
+--   BASE.f:L:N    hash    finished records by task id, in bucket N of 2^L, each sealed: four
+--                         bytes of the second in which it is forgotten and two of its digest
 --   BASE.f        string  the levels L in use, each with when its last record is forgotten
 --
 -- A key of its own costs Redis some 150 bytes, and a field of a small hash two. Buckets are kept
@@ -37,7 +37,7 @@ local BASE, CLAIMED, EXPIRY = KEYS[1], KEYS[2], KEYS[3]
 local LEVELS = BASE .. '.f'
 local FIRST = 4
 -- Redis keeps a hash small up to 128 fields of 64 bytes, if it is not told otherwise.
-local FULL, SHORT, UNTIL = 120, 64, 6
+local FULL, SHORT, SEAL = 120, 64, 6
 local FIRST_LEVEL, LEVEL_STEP, LAST_LEVEL = 3, 2, 25
 
 local time = redis.call('TIME')
@@ -154,14 +154,21 @@ local function bucket_of(level, task)
   return LEVELS .. ':' .. level .. ':' .. spread % 2 ^ level
 end
 
+-- The second is found without reading the record; the digest tells whether this is what was kept,
+-- for a finished record that is not believed lets its task run again.
+local function sealed(packed, forget_at)
+  local digest = tonumber(string.sub(redis.sha1hex(packed), 1, 4), 16)
+  return struct.pack('>I4I2', math.ceil(forget_at / 1000), digest) .. packed
+end
+
 local function find_finished(task)
   for _, level in ipairs(levels_in_use()) do
     local bucket = bucket_of(level[1], task)
-    local packed = redis.call('HGET', bucket, task)
-    if packed then
-      local record = parse(string.sub(packed, UNTIL + 1))
+    local kept = redis.call('HGET', bucket, task)
+    if kept then
+      local record = parse(string.sub(kept, SEAL + 1))
       if record.code == 0 or record.free then corrupt('it is not finished') end
-      if record.forget_at ~= struct.unpack('>I6', packed) then corrupt('it ends at two times') end
+      if kept ~= sealed(record.packed, record.forget_at) then corrupt('its seal is broken') end
       record.bucket = bucket
       if record.forget_at > now then return record end
       redis.call('HDEL', bucket, task)
@@ -222,8 +229,8 @@ end
 local function make_room(bucket, level)
   local found, left = redis.call('HGETALL', bucket), 0
   for place = 1, #found, 2 do
-    local packed = found[place + 1]
-    if #packed > UNTIL and struct.unpack('>I6', packed) <= now then
+    local kept = found[place + 1]
+    if #kept > SEAL and struct.unpack('>I4', kept) * 1000 <= now then
       redis.call('HDEL', bucket, found[place])
     else
       left = left + 1
@@ -241,7 +248,7 @@ local function keep_finished(task, packed, keep)
     levels[1] = level
   end
   local bucket, forget_at = bucket_of(level[1], task), now + keep
-  redis.call('HSET', bucket, task, struct.pack('>I6', forget_at) .. packed)
+  redis.call('HSET', bucket, task, sealed(packed, forget_at))
   -- A little later than need be, so that it is not set anew for each record.
   local late = forget_at + math.ceil(keep / 8)
   if redis.call('PTTL', bucket) < keep then redis.call('PEXPIRE', bucket, whole(late - now)) end
@@ -265,7 +272,7 @@ local function keep_settled(key, task, record, code, keep)
   if free then
     packed = packed .. cmsgpack.pack(record.expires_at - born, record.grant) .. record.rest
   end
-  if free or #task > SHORT or #packed + UNTIL > SHORT then
+  if free or #task > SHORT or #packed + SEAL > SHORT then
     redis.call('SET', key, packed, 'PX', whole(keep))
   else
     keep_finished(task, packed, keep)

@@ -92,6 +92,29 @@ BEGIN
 END
 $$;
 
+-- Somebody else's hand in the table: such a record is refused, not taken for what it seems to be.
+CREATE FUNCTION @check_state_v1(state text, outcome text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    IF (state = 'claimed') <> (outcome IS NULL) THEN
+        RAISE EXCEPTION 'its state and its outcome do not go together' USING ERRCODE = '22000';
+    END IF;
+END
+$$;
+
+-- A row under a key that was found taken: is it another's?
+CREATE FUNCTION @check_key_v1(wanted uuid, named_queue bytea, named_task bytea) RETURNS void
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM @claims c
+        WHERE c.key = wanted AND (c.queue <> named_queue OR c.task_id <> named_task)
+    ) THEN
+        RAISE EXCEPTION 'its key has another queue or task id' USING ERRCODE = '22000';
+    END IF;
+END
+$$;
+
 -- protocol.decide_claim. A record is read without a lock, and written only if it is still the
 -- version that was read; else it is judged anew. Denials so write nothing and wait for nobody.
 CREATE FUNCTION @claim_v1(
@@ -134,6 +157,7 @@ BEGIN
         FOR attempt IN 1..100 LOOP
             SELECT c.*, c.xmin AS version INTO seen FROM @claims c
             WHERE c.key = ask.key AND c.queue = ask.queue AND c.task_id = ask.task_id;
+            PERFORM @check_state_v1(seen.state, seen.outcome);
             now_us := @clock_v1(shift_us);
             now := now_us / 1000;
             token := seen.token;
@@ -234,6 +258,7 @@ BEGIN
                     END IF;
                     EXIT;
                 END IF;
+                PERFORM @check_key_v1(ask.key, ask.queue, ask.task_id);
             END IF;
             answer := NULL;
         END LOOP;
@@ -271,6 +296,7 @@ LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     INSERT INTO @claims SELECT lost.* ON CONFLICT (key) DO NOTHING;
     IF NOT FOUND THEN
+        PERFORM @check_key_v1(lost.key, lost.queue, lost.task_id);
         RETURN true;
     END IF;
     -- Read once nobody else can have the key: it may have come and gone meanwhile.
@@ -329,6 +355,7 @@ BEGIN
             SELECT c.token, c.state, c.outcome, c.owner, c.expires_at, c.started, c.deliveries,
                 c.xmin AS version INTO seen FROM @claims c
             WHERE c.key = ask.key AND c.queue = ask.queue AND c.task_id = ask.task_id;
+            PERFORM @check_state_v1(seen.state, seen.outcome);
             now_ms := @clock_v1(shift_us) / 1000;
             expires_at := NULL;
             outcome := NULL;
@@ -428,6 +455,7 @@ BEGIN
             SELECT c.token, c.state, c.outcome, c.owner, c.started, c.deliveries,
                 c.xmin AS version INTO seen FROM @claims c
             WHERE c.key = ask.key AND c.queue = ask.queue AND c.task_id = ask.task_id;
+            PERFORM @check_state_v1(seen.state, seen.outcome);
             now_ms := @clock_v1(shift_us) / 1000;
             outcome := NULL;
             owner := seen.owner;
@@ -536,6 +564,8 @@ BEGIN
             -- A token that nobody was granted stays where it is: the shard's high-water would
             -- follow it, and there would be no token left for anybody.
             AND c.token BETWEEN 1 AND 9007199254740990
+            -- Nor is it known how one without an outcome ended.
+            AND c.outcome IS NOT NULL
         ORDER BY c.forget_at LIMIT most
         -- Nobody is waited for: what is locked is about to change, or forgotten by another.
         FOR UPDATE SKIP LOCKED
