@@ -99,6 +99,11 @@ class Proxy:
             pair = (client, server)
             with self._lock:
                 self._pairs.add(pair)
+                too_late = self._stopping.is_set()
+            if too_late:
+                # Nobody would cut it any more.
+                self._close(pair)
+                return
             self._begin(self._pass_on, client, server, pair, False)
             self._begin(self._pass_on, server, client, pair, True)
 

@@ -77,7 +77,8 @@ def test_claims_in_another_servers_store(celery_setup: ProcessSetup, url: str) -
     setup = celery_setup
     result = publish_copies(setup.app, setup.app.signature("traps.late", ("end",)), 3)
     wait_for_events(setup.workers, "held", result.id, 2)
-    (run,) = setup.journal.runs(result.id)
+    # Copies are held as soon as one is claimed, before its body begins.
+    (run,) = setup.journal.wait_for_runs(result.id)
     wait_started(setup.site, result.id)
     killed, other = where(setup.workers, run.pid)
     kill(setup, killed)
