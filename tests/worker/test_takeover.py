@@ -87,6 +87,7 @@ def test_a_lease_is_renewed_to_the_end_of_the_task(celery_setup: ProcessSetup, p
     signature = celery_setup.app.signature("traps.late", ("end",))
     result = publish_copies(celery_setup.app, signature, 2)
     wait_for_events(celery_setup.workers, "held", result.id)
+    celery_setup.journal.wait_for_runs(result.id)
     assert stays(lambda: len(celery_setup.journal.runs(result.id)) == 1, 3 * LEASE)
     celery_setup.gates.open("end")
     wait_for_events(celery_setup.workers, "skipped", result.id)
