@@ -462,7 +462,11 @@ class Gate:
                 delivered.pending = None
 
     def _forget(self, case: Case) -> None:
-        self._delivered.pop(case, None)
+        delivered = self._delivered.pop(case, None)
+        if delivered is not None:
+            # The request knows the delivery by its acknowledgement. A cycle for each task would
+            # keep the garbage collector as busy as the claims.
+            delivered.request = None
         self._gathering.ended()
 
 
