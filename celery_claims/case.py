@@ -115,6 +115,8 @@ class Case:
     denied: bool = False
     ask_at: float = 0.0
     token: ClaimToken | None = None
+    #: the message of the dead owner that it took the claim over from
+    orphan: Delivery | None = None
     deliveries: int = 0
     #: an answer to this grant was not heard; it may have been that it took over
     unheard: bool = False

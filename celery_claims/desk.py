@@ -145,6 +145,7 @@ class Desk:
         # A grant that is asked for again is plain success, whatever it was the first time.
         took_over = isinstance(answer, TookOver) or answer.orphaned or case.unheard
         case.mark_start = took_over or answer.deliveries > 0
+        case.orphan = answer.previous if isinstance(answer, TookOver) else None
         return [Action(Do.RUN, case, answer)]
 
     def unanswered(self, case: Case, now: float) -> list[Action]:

@@ -199,6 +199,9 @@ class Gate:
         case = delivered.case
         if action.do is Do.RUN:
             self._keeper.tell("taken_over" if case.mark_start else "claimed", case, _grant(case))
+            if case.orphan is not None:
+                # The store knows of that message no more.
+                self._keeper.wake_to_touch(case)
             self._run(delivered)
         elif action.do is Do.RUN_UNCLAIMED:
             self._forget(case)
@@ -254,7 +257,7 @@ class Gate:
     def _hold(self, delivered: Delivered, action: Action) -> None:
         self._keeper.tell("held", delivered.case, _holder(action))
         # A killed worker's claims are known to the store; what it holds must be known as well.
-        self._keeper.wake_to_touch()
+        self._keeper.wake_to_touch(delivered.case)
         if not (delivered.roomy or delivered.let_go) and self._room is not None:
             delivered.roomy = self._room.hold(delivered.message)
 

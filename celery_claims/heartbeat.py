@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .case import Action
+from .case import Action, Case
 from .config import BEATS_PER_LEASE
 from .errors import StoreError
 from .events import ClaimEvent, emit
@@ -88,7 +88,7 @@ class Heartbeat:
             self._stopping = False
             self._keeper.wake_heartbeat = self._wakeup.set
             if self._touching is not None:
-                self._keeper.wake_to_touch = self._wakeup.set
+                self._keeper.wake_to_touch = self._wake_to_touch
                 self._keeper.leave = self._touching.leave
             self._thread = self._host.start_thread(self._loop, "celery-claims heartbeat")
 
@@ -158,6 +158,11 @@ class Heartbeat:
         if touch_last:
             self._touch()
         return Beat(renewed, self._record(), self._sweep())
+
+    def _wake_to_touch(self, case: Case) -> None:
+        if self._touching is not None:
+            self._touching.inherit(case)
+        self._wakeup.set()
 
     def _touch(self) -> None:
         if self._touching is not None:

@@ -66,8 +66,8 @@ class Keeper:
         self.ring: Callable[[], None] = lambda: None
         #: Called, from any thread, when it has something to do before its next beat.
         self.wake_heartbeat: Callable[[], None] = lambda: None
-        #: Called, on the consumer's loop, when there is something that was not touched yet.
-        self.wake_to_touch: Callable[[], None] = lambda: None
+        #: Called, on the consumer's loop, with a case that has something that was not touched yet.
+        self.wake_to_touch: Callable[[Case], None] = lambda _case: None
         #: Called with unanswered deliveries that go out of this worker's hands: whether the broker
         #: will give their messages away without their claims.
         self.leave: Callable[[list[Case]], bool] = lambda _cases: True

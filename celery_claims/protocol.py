@@ -231,12 +231,17 @@ class Success:
 
 @dataclass(frozen=True, slots=True)
 class TookOver:
-    """Granted: the lease of ``previous_owner`` had run out; ``deliveries`` as in ``Success``."""
+    """Granted: the lease of ``previous_owner`` had run out; ``deliveries`` as in ``Success``.
+
+    Parameters:
+        previous: the previous owner's message: nothing else tells a sweeper of it from now on.
+    """
 
     previous_owner: str
     token: ClaimToken
     now: int
     deliveries: int = 0
+    previous: Delivery = field(default_factory=Delivery)
 
 
 @dataclass(frozen=True, slots=True)
@@ -520,7 +525,7 @@ def decide_claim(
     if record.state is State.CLAIMED:
         if same_attempt and record.started:
             deliveries += 1
-        return _grant(request, now, token, deliveries, previous_owner=record.owner)
+        return _grant(request, now, token, deliveries, previous=record)
     orphaned = record.outcome is Outcome.EXPIRED
     return _grant(request, now, token, deliveries, orphaned=orphaned)
 
@@ -536,7 +541,7 @@ def _grant(
     token: int,
     deliveries: int,
     *,
-    previous_owner: str | None = None,
+    previous: Record | None = None,
     orphaned: bool = False,
 ) -> Transition[ClaimAnswer]:
     exhausted = deliveries >= request.max_deliveries
@@ -562,8 +567,8 @@ def _grant(
     answer: ClaimAnswer
     if exhausted:
         answer = Exhausted(deliveries, record.as_token(), now)
-    elif previous_owner is not None:
-        answer = TookOver(previous_owner, record.as_token(), now, deliveries)
+    elif previous is not None:
+        answer = TookOver(previous.owner, record.as_token(), now, deliveries, previous.delivery)
     else:
         answer = Success(record.as_token(), now, deliveries, orphaned)
     return Transition(answer, record, changed=True, floor=token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from .brokers import Deliveries, InHand
 from .case import Case
@@ -37,7 +37,7 @@ class Touching:
         self._untold: deque[InHand] = deque()
         self._owed: set[InHand] = set()
 
-    def leave(self, cases: Iterable[Case]) -> bool:
+    def leave(self, cases: Sequence[Case]) -> bool:
         """These go out of the worker's hands with their connection, or with the worker, and may
         never have been touched: do it now, so that a sweep finds them if kombu does not put them
         back. On any thread but the heartbeat's.
@@ -46,7 +46,7 @@ class Touching:
             False: it did not reach the broker, and only their claims tell of their messages, until
             a later beat reaches it.
         """
-        left = {_in_hand(case) for case in cases}
+        left = _in_hand(cases)
         try:
             self.leaving.touch(sorted(left))
         except StoreError as error:
@@ -55,6 +55,12 @@ class Touching:
             return False
         self._left.extend(left)
         return True
+
+    def inherit(self, case: Case) -> None:
+        """Touch the message of the dead owner that a case took over from, also if the case should
+        be over by the next beat: nothing else tells of that message. On any thread."""
+        if case.orphan is not None:
+            self._untold.append(InHand(case.orphan.tag, case.orphan.queue))
 
     def close(self) -> None:
         """Close the connections. Idempotent."""
@@ -65,7 +71,7 @@ class Touching:
         """Seconds until the next touch."""
         return max(self._at - now, 0.0)
 
-    def run_once(self, cases: Iterable[Case], now: float) -> int:
+    def run_once(self, cases: Sequence[Case], now: float) -> int:
         """Touch everything if it is time to, else only what is new.
 
         Parameters:
@@ -74,7 +80,7 @@ class Touching:
         Returns:
             how many messages were touched.
         """
-        mine = {_in_hand(case) for case in cases}
+        mine = _in_hand(cases)
         while self._left:
             self._known.add(self._left.popleft())
         while self._untold:
@@ -107,6 +113,9 @@ class Touching:
         return len(mine)
 
 
-def _in_hand(case: Case) -> InHand:
-    delivery = case.incoming.delivery
-    return InHand(delivery.tag, delivery.queue)
+def _in_hand(cases: Sequence[Case]) -> set[InHand]:
+    """Their messages, and those of dead owners whose claims they took over: once this worker
+    touches these no more, a sweep finds them."""
+    deliveries = [case.incoming.delivery for case in cases]
+    deliveries += [case.orphan for case in cases if case.orphan is not None]
+    return {InHand(each.tag, each.queue) for each in deliveries}

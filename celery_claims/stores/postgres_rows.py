@@ -238,7 +238,7 @@ def claim_answer(request: ClaimRequest, row: Row) -> ClaimAnswer:
     if answer == "exhausted":
         return Exhausted(deliveries, token, now)
     if answer == "took over":
-        return TookOver(_text(holder), token, now, deliveries)
+        return TookOver(_text(holder), token, now, deliveries, _delivery(facts))
     return Success(token, now, deliveries, orphaned)
 
 
@@ -246,7 +246,7 @@ def _granted(request: ClaimRequest, facts: Row) -> ClaimToken:
     token, nesting, retries, claimed_at, expires_at, *_ = facts
     if not 0 < token < MAX_TOKEN:
         raise UnreadableRow from ValueError(f"its token is {token}")
-    owner, root_id, deaths, task, tag, from_queue, priority = facts[9:]
+    owner, root_id, deaths = facts[9:12]
     grant = ClaimToken(
         queue=request.queue,
         task_id=request.task_id,
@@ -263,10 +263,18 @@ def _granted(request: ClaimRequest, facts: Row) -> ClaimToken:
     if owner is None:
         return grant
     # The same grant again: what was asked for the first time counts.
-    delivery = Delivery(_text(task), _text(tag), _text(from_queue), priority)
     return replace(
-        grant, owner=_text(owner), root_id=_text(root_id), deaths=deaths, delivery=delivery
+        grant,
+        owner=_text(owner),
+        root_id=_text(root_id),
+        deaths=deaths,
+        delivery=_delivery(facts),
     )
+
+
+def _delivery(facts: Row) -> Delivery:
+    task, tag, from_queue, priority = facts[12:]
+    return Delivery(_text(task), _text(tag), _text(from_queue), priority)
 
 
 def renew_answer(row: Row) -> RenewAnswer:

@@ -384,7 +384,7 @@ def _granted(request: ClaimRequest, row: Row) -> ClaimAnswer:
         return Exhausted(deliveries, token, now)
     if code == _TOOK_OVER:
         previous = as_record(request.queue, request.task_id, packed, 0)
-        return TookOver(previous.owner, token, now, deliveries)
+        return TookOver(previous.owner, token, now, deliveries, previous.delivery)
     return Success(token, now, deliveries, code == _ORPHANED)
 
 

@@ -97,7 +97,7 @@ class AnswerRules(Rules):
         self.run_out()
         answer = self.claim()
         assert isinstance(answer, TookOver)
-        assert answer.previous_owner == first.owner
+        assert (answer.previous_owner, answer.previous) == (first.owner, first.delivery)
         assert answer.token.token > first.token
         assert self.record().as_token() == answer.token
 

@@ -21,6 +21,7 @@ from kombu.message import Message
 from .judge import Judge, Part, part_of
 from .link import QUICK, Link, Service
 from .plan import Plan
+from .world import Fate as ProcessFate
 from .world import Process, World
 
 __all__ = ["Broker", "Channel", "Copy", "SimulatedDeliveries"]
@@ -119,6 +120,20 @@ class Broker:
         copy = self.unacked.get(tag)
         if copy is not None:
             copy.known = InHand(tag, QUEUE) in self.touched
+
+    def taken_over(self, tag: str, heir: ProcessFate) -> None:
+        """A record told of this message, until its claim was taken over: the new owner is told."""
+        self.unnote(tag)
+        copy = self.unacked.get(tag)
+        if self.is_redis and copy is not None and not copy.known:
+            self.world.after(self.judge.soon, self._check_known, copy, heir, self.world.now)
+
+    def _check_known(self, copy: Copy, heir: ProcessFate, since: float) -> None:
+        """Of one that was killed, that had no answer, or whom the broker did not hear, nobody
+        hears of the message."""
+        forgotten = self.unacked.get(copy.tag) is copy and not copy.known
+        if forgotten and not (heir.was_hit(since) or self.service.was_bad(self.judge.soon)):
+            self.judge.fail("back soon", f"nobody knows of {copy.part}, {copy.tag}, any more")
 
     def send(
         self, headers: dict[str, Any], body: bytes, properties: dict[str, Any], *, late: bool

@@ -117,6 +117,10 @@ def what_was_not_touched_is_forgotten() -> Any:
     return mock.patch.object(Touching, "leave", left)
 
 
+def a_message_whose_claim_was_taken_over_is_forgotten() -> Any:
+    return _never_set(Case, "orphan")
+
+
 def the_broker_is_told_twice() -> Any:
     """Of an early acknowledgement whose run was taken over before it began."""
     acknowledge = Delivered.acknowledge
@@ -399,7 +403,7 @@ def out_of_deliveries_is_not_recorded() -> Any:
 
 
 def _never_set(kind: type, name: str) -> Any:
-    return mock.patch.object(kind, name, property(lambda _: False, lambda *_: None))
+    return mock.patch.object(kind, name, property(lambda _: None, lambda *_: None))
 
 
 @contextmanager
@@ -480,6 +484,11 @@ HUNTS: tuple[Hunt, ...] = (
     Hunt(the_attempt_is_forgotten, LOST),
     Hunt(what_leaves_is_not_touched, BACK, _faults("disconnect", broker="redis")),
     Hunt(what_was_not_touched_is_forgotten, BACK, _faults("broker down", broker="redis")),
+    Hunt(
+        a_message_whose_claim_was_taken_over_is_forgotten,
+        BACK,
+        _faults("crash", broker="redis", workers=3),
+    ),
     Hunt(trust_runs_from_the_answer, EXCLUSIVE, _faults("pause")),
     Hunt(the_broker_is_told_twice, "MessageStateError", _faults("pause")),
     Hunt(a_body_starts_without_looking, TOLD, _faults("pause")),

@@ -172,6 +172,8 @@ class Judge:
     #: tells the broker of messages that a claim's record names
     note: Callable[[str], None] = lambda _tag: None
     unnote: Callable[[str], None] = lambda _tag: None
+    #: tells it of a message that a claim's record named until now, and who took the claim over
+    taken_over: Callable[[str, Fate], None] = lambda _tag, _heir: None
     #: seconds within which a worker asks for what it is not sure of, and has an answer
     soon: float = field(init=False)
 
@@ -223,6 +225,8 @@ class Judge:
             grant = Grant(token, self.world.now, fate, isinstance(answer, Exhausted))
             self.by_id[request.grant_id] = grant
             self.grants[part].append(grant)
+            if isinstance(answer, TookOver) and answer.previous.tag != request.delivery.tag:
+                self.taken_over(answer.previous.tag, fate)
         if part in self.finished:
             self.fail("not again when finished", f"{part} is granted to {request.owner}")
         self._check_deaths(part, grant, answer.deliveries)

@@ -71,6 +71,7 @@ class Simulation:
         self.store = StoreServer(Service(self.world, "simulated", plan.timeout), self.judge)
         self.broker = Broker(self.world, plan, self.judge)
         self.judge.note, self.judge.unnote = self.broker.note, self.broker.unnote
+        self.judge.taken_over = self.broker.taken_over
         self.requeued: Counter[str] = Counter()
         self.workers: list[Worker] = []
         #: whether faults may still happen
@@ -242,6 +243,7 @@ class Simulation:
 
     def _broker_up(self) -> None:
         self.world.tell("broker", "is up")
+        self.broker.service.healed_at = self.world.now
         self.broker.set_down(down=False)
 
     def _duplicate(self) -> None:

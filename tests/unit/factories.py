@@ -91,8 +91,11 @@ def success(
     return Success(token_of(case, number), 1_000, deliveries, orphaned)
 
 
-def took_over(case: Case, *, deliveries: int = 0, number: int = 100) -> TookOver:
-    return TookOver("w2", token_of(case, number), 1_000, deliveries)
+def took_over(
+    case: Case, *, deliveries: int = 0, number: int = 100, previous: Delivery | None = None
+) -> TookOver:
+    last = previous or case.incoming.delivery
+    return TookOver("w2", token_of(case, number), 1_000, deliveries, last)
 
 
 def denied(remaining_ms: int = 30_000) -> AlreadyClaimed:

@@ -8,6 +8,7 @@ from celery_claims.desk import OUTAGE_PAUSE, RECORD_PAUSE, Desk
 from celery_claims.holding import FIRST_PAUSE, LONGEST_PAUSE
 from celery_claims.protocol import (
     Attempt,
+    Delivery,
     Ended,
     Exhausted,
     Finished,
@@ -577,6 +578,16 @@ def test_a_callback_before_any_end_settles_nothing(desk: Desk) -> None:
     """A soft time limit, for example: the body goes on."""
     case = running_case(desk)
     assert desk.returning(case, cancelled=False) is None
+
+
+def test_a_takeover_takes_the_dead_owners_message_along(desk: Desk) -> None:
+    """Nothing but its record told of it; a grant after a cleanup knows that it is back."""
+    message = Delivery(tag="theirs", queue="celery")
+    for answer, orphan in ((took_over, message), (success, None)):
+        case, _ = desk.receive(incoming(f"t-{answer.__name__}"), 0.0)
+        given = {"previous": message} if answer is took_over else {"orphaned": True}
+        desk.answered(case, answer(case, **given), 0.0, 0.0)
+        assert case.orphan == orphan
 
 
 def test_an_end_that_the_store_did_not_take_is_told_again(desk: Desk) -> None:

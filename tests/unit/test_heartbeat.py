@@ -554,8 +554,8 @@ class TestTouching:
         touching.run_once()
         deliveries.touch = lambda *_: told.set()  # type: ignore[method-assign]
         touching.start()
-        keeper.receive(incoming())
-        keeper.wake_to_touch()
+        case, _ = keeper.receive(incoming())
+        keeper.wake_to_touch(case)
         assert told.wait(PATIENCE)
 
     def test_the_pause_is_not_longer_than_the_visibility_timeout_allows(

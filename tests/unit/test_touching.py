@@ -59,6 +59,31 @@ def test_what_is_gone_is_told_once(touching: Touching, deliveries: FakeDeliverie
     assert deliveries.touches[1:] == [([in_hand("b")], [in_hand("a")]), ([in_hand("b")], [])]
 
 
+def test_the_message_of_a_dead_owner_is_touched_as_long_as_its_claim_is_held(
+    touching: Touching, deliveries: FakeDeliveries
+) -> None:
+    """No record tells of it any more; a sweep finds it once it is not touched."""
+    heir = case("a")
+    heir.orphan = Delivery(tag="b", queue="celery")
+    touching.inherit(heir)
+    touching.run_once([heir], 0.0)
+    touching.run_once([heir], 10.0)
+    touching.run_once([], 20.0)
+    both = [in_hand("a"), in_hand("b")]
+    assert deliveries.touches == [(both, []), (both, []), ([], both)]
+
+
+def test_it_is_touched_once_if_its_heir_is_over_before(
+    touching: Touching, deliveries: FakeDeliveries
+) -> None:
+    heir = case("a")
+    touching.run_once([heir], 0.0)
+    heir.orphan = Delivery(tag="b", queue="celery")
+    touching.inherit(heir)
+    touching.run_once([], 0.1)
+    assert deliveries.touches[1:] == [([in_hand("b")], [])]
+
+
 def test_a_failed_touch_is_made_good(
     touching: Touching, deliveries: FakeDeliveries, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,7 +19,7 @@ from tests.process.environment import CONF_VARIABLE
 from tests.process.nodes import ProcessWorker
 from tests.process.proxy import Fault, Proxy
 from tests.process.redis_broker import RedisBroker, shared_server
-from tests.process.setup import ProcessSetup, Site
+from tests.process.setup import ProcessSetup, Site, publish_copies
 from tests.process.versions import ENDS_WITHOUT_REDIS
 from tests.process.waiting import stays, wait_until
 from tests.stores.redis_server import RedisServer, Replicated, free_port
@@ -142,6 +142,22 @@ class TLSServer(RedisServer):
     def __enter__(self) -> TLSServer:
         self.start("secret")
         return self
+
+
+@on_redis
+@traps(lease=3.0, cleanup_every=1)
+@workers(2, concurrency=1)
+def test_a_message_whose_claim_was_taken_over_comes_back(celery_setup: ProcessSetup) -> None:
+    """Killed before it was touched, so that only the record told of it, until a copy took over."""
+    setup = celery_setup
+    result = publish_copies(setup.app, setup.app.signature("traps.late", ("end",)), 2)
+    (run,) = setup.journal.wait_for_runs(result.id)
+    first, second = where(setup.workers, run.pid)
+    wait_for_events(second, "held", result.id)
+    kill(setup, first)
+    wait_for_events(second, "taken_over", result.id)
+    setup.gates.open("end")
+    assert_finished_once(setup, result)
 
 
 class TestOneTagTwoWorkers:

@@ -126,7 +126,8 @@ CREATE FUNCTION @claim_v1(
     place bigint, answer text, now bigint, holder bytea,
     token bigint, nesting bigint, retries bigint, claimed_at bigint, expires_at bigint,
     deliveries bigint, orphaned boolean, outcome text, settled_at bigint,
-    -- Of a grant that is repeated: as it was asked for the first time.
+    -- Of a grant that is repeated: as it was asked for the first time; of one that took over: from
+    -- the task on, the message of the last holder.
     owner bytea, root_id bytea, deaths bigint, task bytea, tag bytea, from_queue bytea,
     priority bigint
 ) LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $$
@@ -213,6 +214,10 @@ BEGIN
                 ELSE
                     deliveries := deliveries + (same_attempt AND seen.started)::integer;
                     holder := seen.owner;
+                    task := seen.task;
+                    tag := seen.tag;
+                    from_queue := seen.from_queue;
+                    priority := seen.priority;
                 END IF;
             END IF;
             token := greatest(seen.token + 1, now_us);
