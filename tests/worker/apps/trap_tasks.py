@@ -15,9 +15,12 @@ from celery.backends.base import Backend
 from celery.backends.rpc import RPCBackend
 from celery.worker.control import inspect_command
 from celery_claims import claimed, current_claim
+from celery_claims.brokers import Fate
 from celery_claims.claims import installed
 from celery_claims.keeper import Keeper
+from celery_claims.protocol import Record
 from celery_claims.run import Run
+from celery_claims.sweep import Sweeper
 
 from tests.process.environment import FOLDER_VARIABLE
 from tests.process.waiting import wait_until
@@ -25,7 +28,8 @@ from tests.process.waiting import wait_until
 from . import gates, journal
 
 #: What a run shall do when its end is recorded: kill its process once, ``before_finish`` or
-#: ``after_finish``, or wait before it at a gate, ``gate:name``.
+#: ``after_finish``, or wait before it at a gate, ``gate:name``. Or what a sweep shall do that has
+#: found something: kill its process once, ``before_give_back`` or ``after_give_back``.
 CRASH_VARIABLE = "CELERY_TEST_CRASH"
 #: ``parent``: its worker dies with it.
 KILL_VARIABLE = "CELERY_TEST_KILL"
@@ -185,6 +189,17 @@ def crash_once() -> None:
         return recorded
 
     Run.finish = crashing  # type: ignore[method-assign]
+    give_back = Sweeper._give_back
+
+    def giving_back(self: Sweeper, records: tuple[Record, ...]) -> list[Fate]:
+        if records and where == "before_give_back":
+            _die_unless_dead_before()
+        fates = give_back(self, records)
+        if Fate.PUT_BACK in fates and where == "after_give_back":
+            _die_unless_dead_before()
+        return fates
+
+    Sweeper._give_back = giving_back  # type: ignore[method-assign]
 
 
 def _die_unless_dead_before() -> None:
