@@ -32,6 +32,9 @@ BATCH = 1000
 HURRY = 1.0
 #: Shortest pause, in seconds.
 SHORTEST = 0.05
+#: Turns at sweeping in one interval. A worker asks for one as often, and one that was taken is over
+#: after as long: whichever worker is killed, the next sweep is no later than the interval.
+TURNS = 2
 #: Seconds to wait at the end for a beat that is under way.
 PATIENCE = 5.0
 
@@ -53,7 +56,7 @@ class Heartbeat:
         store: for this thread alone.
         shortest_lease: of all tasks of the app, in seconds; a third of it is the interval.
         sweeper: cleans expired claims up.
-        sweep_every: seconds between sweeps of all workers together.
+        sweep_every: seconds between sweeps of all workers together, at most.
         touching: touches the worker's messages at the broker; None: it needs no touch.
         act: carries the desk's actions out, on the consumer's loop.
     """
@@ -73,7 +76,7 @@ class Heartbeat:
         self._store = store
         self._interval = shortest_lease / BEATS_PER_LEASE
         self._sweeper = sweeper
-        self._sweep_every = sweep_every
+        self._turn = sweep_every / TURNS
         self._sweep_at = 0.0
         self._act = act
         self._touching = touching
@@ -116,8 +119,8 @@ class Heartbeat:
 
     def _pause(self) -> float:
         # Jitter, so that workers that were started together do not beat together.
-        pause = self._interval * self._host.rng.uniform(0.8, 1.0)
-        pause = min(pause, self._sweep_every)
+        pause = self._interval * self._jitter()
+        pause = min(pause, max(self._sweep_at - self._host.clock(), SHORTEST))
         if self._touching is not None:
             pause = min(pause, max(self._touching.pause(self._host.clock()), SHORTEST))
         if self._keeper.unrecorded():
@@ -126,6 +129,9 @@ class Heartbeat:
         if deadline is not None:
             pause = min(pause, max(deadline - self._host.clock(), SHORTEST))
         return pause
+
+    def _jitter(self) -> float:
+        return self._host.rng.uniform(0.8, 1.0)
 
     def run_once(self) -> Beat:
         """One beat."""
@@ -189,9 +195,9 @@ class Heartbeat:
         now = self._host.clock()
         if now < self._sweep_at:
             return 0
-        self._sweep_at = now + self._sweep_every
+        self._sweep_at = now + self._turn * self._jitter()
         try:
-            if not self._store.elect(DUTY, round(self._sweep_every * 1000)):
+            if not self._store.elect(DUTY, round(self._turn * 1000)):
                 return 0
             sweep = self._sweeper.run_once()
         except StoreError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -12,13 +13,13 @@ from celery_claims import heartbeat as heartbeat_module
 from celery_claims.brokers import InHand
 from celery_claims.case import Action, Case, Do, Incoming
 from celery_claims.events import ClaimEvent, add_hook, remove_hook
-from celery_claims.heartbeat import HURRY, Beat, Heartbeat
+from celery_claims.heartbeat import HURRY, SHORTEST, Beat, Heartbeat
 from celery_claims.host import Host
 from celery_claims.keeper import Keeper
 from celery_claims.protocol import Attempt, ClaimRequest, Delivery, Outcome, Record, TookOver
 from celery_claims.settling import Ending
 from celery_claims.stores.memory import MemoryStore
-from celery_claims.sweep import Sweeper
+from celery_claims.sweep import Sweep, Sweeper
 from celery_claims.testing import FakeClock
 from celery_claims.touching import Touching
 
@@ -422,6 +423,54 @@ def test_long_leases_do_not_delay_sweeps(
         at for at in beats(heartbeat, 10, 1) if not record(store, "a").is_orphan(clock.now_ms)
     )
     assert cleaned_at <= 10.0
+
+
+class NotedSweeps:
+    """A sweeper that only says when it swept, in seconds."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self.times: list[float] = []
+
+    def run_once(self) -> Sweep:
+        self.times.append(self._clock.now_us / 1e6)
+        return Sweep(0, 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("lease", [1.0, 30.0, 3600.0])
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_no_interval_passes_without_a_sweep(
+    store: FlakyStore, clock: FakeClock, lease: float, number: int, seed: int
+) -> None:
+    """Promise 6: whichever workers are left, whenever they started and beat, and though the one
+    whose turn it was is killed right after it."""
+    rng = random.Random(seed)
+    sweeps = NotedSweeps(clock)
+    due: dict[Heartbeat, float] = {}
+    for name in map(str, range(number)):
+        host = Host(clock=lambda: clock.now_us / 1e6, rng=rng)
+        keeper = Keeper(name, store.store, run_when_down=False, can_stop=True, host=host)
+        beating = Heartbeat(
+            keeper,
+            store,
+            shortest_lease=lease,
+            sweeper=sweeps,  # type: ignore[arg-type]
+            sweep_every=10.0,
+            act=lambda _: None,
+        )
+        due[beating] = host.clock() + rng.uniform(0.0, 10.0)
+    for _ in range(100):
+        beating = min(due, key=due.__getitem__)
+        clock.advance(round((due[beating] - clock.now_us / 1e6) * 1000))
+        before = len(sweeps.times)
+        beating.run_once()
+        due[beating] = clock.now_us / 1e6 + beating._pause()
+        if len(sweeps.times) > max(before, 10) and len(due) > 1:
+            del due[beating]
+    gaps = [after - before for before, after in pairwise(sweeps.times)]
+    assert gaps
+    assert max(gaps) <= 10.0 + SHORTEST
 
 
 # the thread

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from celery_claims.heartbeat import TURNS
 from celery_claims.protocol import Record, State
 from celery_claims.stores import Store
+from celery_claims.sweep import DUTY
 
+from tests.process.journal import Run
 from tests.process.nodes import FolderBroker, ProcessWorker, SiteBroker
 from tests.process.setup import ProcessSetup, Site
 from tests.process.waiting import wait_until
@@ -21,6 +24,11 @@ POOLS = ("prefork", "threads", "solo", "gevent")
 LEASE, ENDLESS = 1.0, 600.0
 #: Seconds that a takeover may take beyond the lease: kombu's embedded loop and a loaded machine.
 SOON = 6.0
+#: What ``assert_back_soon`` measures: ten leases are 15 seconds, and so are ten turns at sweeping,
+#: each of which is half an interval.
+TIMED: dict[str, Any] = {"lease": 1.5, "cleanup_every": 3}
+#: Seconds that a loaded machine may take beyond what is promised, still below those 15.
+SLACK = 9.0
 
 
 def traps(conf: dict[str, Any] | None = None, **claims: Any) -> pytest.MarkDecorator:
@@ -90,6 +98,26 @@ def wait_claimed_by(site: Site, worker: ProcessWorker, task_id: str) -> Record:
 def wait_started(site: Site, task_id: str) -> Record:
     """Wait until the store knows that the body was started: from then on its death counts."""
     return wait_for_record(site, task_id, lambda record: record.started)
+
+
+def take_the_turn(site: Site) -> None:
+    """Take the turn at sweeping, as a worker that is killed right after it: now it is longest until
+    the next sweep, and ten times as long if workers sweep ten times more rarely."""
+    ten_turns = round(TIMED["cleanup_every"] * 10_000 / TURNS)
+    with site.open_store() as store:
+        # Redis forgets a turn of the workers once it is over, and this one when ten are.
+        wait_until(lambda: store.elect(DUTY, ten_turns), what="a moment in which it is free")
+
+
+def assert_back_soon(killed_at: float, again: Run) -> None:
+    """Promise 6, in seconds; a lease or an interval ten times as long would not keep it.
+
+    Parameters:
+        killed_at: seconds, on the journal's clock.
+        again: the run that follows the killed one.
+    """
+    promised = TIMED["lease"] + TIMED["cleanup_every"]
+    assert again.started - killed_at < promised + SLACK
 
 
 def events(workers: ProcessWorker | tuple[ProcessWorker, ...], name: str, task_id: str) -> int:

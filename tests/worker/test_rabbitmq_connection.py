@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -21,10 +22,13 @@ from tests.process.versions import CELERY
 from tests.process.waiting import stays, wait_until
 
 from .rabbits import AMQP, RECONNECTED, lose_connections, on_rabbitmq
+from .redis_steps import kill
 from .steps import (
     ENDLESS,
     LEASE,
+    TIMED,
     assert_all_acknowledged,
+    assert_back_soon,
     events,
     stored,
     traps,
@@ -203,6 +207,25 @@ def test_a_killed_workers_task_is_taken_over(celery_setup: ProcessSetup, whole_g
     setup.gates.open("end")
     assert result.get(timeout=20) == [again.pid, 1]
     assert setup.journal.max_overlap(result.id) == 1
+    assert_all_acknowledged(setup, other)
+
+
+@on_rabbitmq("classic", **TIMED)
+@workers(2)
+def test_a_killed_workers_task_is_back_when_its_lease_is_over(celery_setup: ProcessSetup) -> None:
+    """Back soon, in seconds: the copy that is held meanwhile runs."""
+    setup = celery_setup
+    result = setup.app.signature("traps.late", ("end",)).apply_async()
+    (run,) = setup.journal.wait_for_runs(result.id)
+    killed, other = where(setup.workers, run.pid)
+    wait_started(setup.site, result.id)
+    killed_at = time.monotonic()
+    kill(setup, killed)
+    wait_for_events(other, "held", result.id)
+    _, again = setup.journal.wait_for_runs(result.id, 2)
+    assert_back_soon(killed_at, again)
+    setup.gates.open("end")
+    assert result.get(timeout=20) == [again.pid, 1]
     assert_all_acknowledged(setup, other)
 
 

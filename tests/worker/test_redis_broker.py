@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -28,9 +29,12 @@ from .apps import celery_tasks
 from .redis_steps import SOON_BACK, finishes, in_hand, kill, on_redis, redis_of, wait_for_nothing
 from .steps import (
     ENDLESS,
+    TIMED,
+    assert_back_soon,
     end_warm,
     in_pools,
     stored,
+    take_the_turn,
     traps,
     wait_finished,
     wait_for_events,
@@ -198,6 +202,29 @@ def test_whatever_a_killed_worker_had_comes_back(
     assert [len(site.journal.runs(task_id)) for task_id in ids] == [2, 1, 1, 1]
     wait_for_nothing(broker)
     assert len(set(tags)) == 4
+
+
+@on_redis
+@traps(**TIMED)
+@workers(2)
+def test_a_killed_workers_task_is_back_within_lease_and_cleanup_interval(
+    celery_setup: ProcessSetup,
+) -> None:
+    """Back soon, in seconds, where only a sweep brings it back: the visibility timeout is an hour,
+    and the worker whose turn it was is dead."""
+    setup = celery_setup
+    result = setup.app.signature("traps.late", ("end",)).apply_async()
+    (run,) = setup.journal.wait_for_runs(result.id)
+    killed, _ = where(setup.workers, run.pid)
+    in_hand(redis_of(setup), result.id)
+    take_the_turn(setup.site)
+    killed_at = time.monotonic()
+    kill(setup, killed)
+    _, again = setup.journal.wait_for_runs(result.id, 2)
+    assert_back_soon(killed_at, again)
+    setup.gates.open("end")
+    result.get(timeout=20)
+    wait_for_nothing(redis_of(setup))
 
 
 @on_redis
