@@ -109,8 +109,10 @@ class Claims:
 
     @cached_property
     def url_options(self) -> dict[str, Any]:
-        """What the store must know beside its URL, which would be too long for it."""
-        return {} if self.settings.url else default_options(self.app.connection_for_read())
+        """What the store must know beside its URL: what the broker's place needs, and what
+        ``claims_store_options`` says."""
+        by_broker = {} if self.settings.url else default_options(self.app.connection_for_read())
+        return {**by_broker, **self.settings.store_options}
 
     @cached_property
     def store(self) -> Store:
@@ -120,7 +122,7 @@ class Claims:
     def open_store(self) -> Store:
         """Another connection to the store."""
         if self.url.startswith("memory:"):
-            return open_store(self.url)
+            return open_store(self.url, **self.url_options)
         return open_store(self.url, timeout=self.settings.timeout, **self.url_options)
 
     def check_place(self, *, forks: bool) -> None:

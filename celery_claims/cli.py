@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand
+from celery.concurrency import get_implementation
+from celery.concurrency.prefork import TaskPool
 
 from .checks import printable
 from .claims import Claims, claims_of
@@ -144,8 +146,10 @@ def cleanup(ctx: Any, as_json: bool) -> None:
 def check(ctx: Any, as_json: bool) -> None:
     """Check the settings, the store and the tasks; exit code 1 if something is wrong."""
     found: Claims = ctx.obj.claims
+    # Of the settings: a pool that ``worker --pool`` names is checked when that worker starts.
+    pool = found.app.conf.worker_pool
     with _refusing():
-        found.check_place(forks=True)
+        found.check_place(forks=issubclass(get_implementation(pool), TaskPool))
         tasks = sorted(task.name for task in found.claimed_tasks())
         with _store(ctx) as store:
             problems = [*found.problems(store), *map(str, _unreadable(store, None))]

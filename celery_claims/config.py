@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -76,6 +76,8 @@ class Settings:
             900 on RabbitMQ, no limit elsewhere. Default None.
         allow_local_store: allow a store of one host or process with a network broker.
             Default False.
+        store_options: the store's own options that are not in its URL, by name; they win over
+            those of the broker, whose place is the default. Default none.
     """
 
     url: str | None = None
@@ -91,6 +93,7 @@ class Settings:
     max_held: int = 1000
     max_wait: float | None = None
     allow_local_store: bool = False
+    store_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def timeout(self) -> float:
@@ -219,6 +222,7 @@ def _check(settings: Settings, prefix: str) -> None:
     check_count(f"{prefix}max_deliveries", settings.max_deliveries, 1, 1_000_000)
     check_flag(f"{prefix}strict", settings.strict)
     check_flag(f"{prefix}allow_local_store", settings.allow_local_store)
+    _check_store_options(f"{prefix}store_options", settings.store_options, prefix)
     check_count(f"{prefix}max_held", settings.max_held, 0, MAX_PREFETCH // 2)
     if settings.max_wait is not None:
         _seconds(f"{prefix}max_wait", settings.max_wait, 1.0, 365 * 86_400.0)
@@ -229,6 +233,13 @@ def _check(settings: Settings, prefix: str) -> None:
             f"{prefix}on_store_down",
             f"expected 'wait' or 'run', got {shown(settings.on_store_down)}",
         )
+
+
+def _check_store_options(name: str, value: object, prefix: str) -> None:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigurationError(name, f"expected options by name, got {shown(value)}")
+    if "timeout" in value:
+        raise ConfigurationError(name, f"no option timeout: set {prefix}store_timeout")
 
 
 def _check_timeout(settings: Settings, lease: float, name: str) -> None:

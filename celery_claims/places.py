@@ -41,7 +41,7 @@ def default_url(connection: Any) -> str:
     Raises:
         ConfigurationError: naming ``claims_url``: this broker has no such place.
     """
-    driver = connection.transport.driver_type
+    driver = _driver(connection)
     if driver == "filesystem":
         folder = Path(connection.transport_options.get("control_folder", "control"))
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,8 +54,8 @@ def default_url(connection: Any) -> str:
         return redis_address.url_of(connection)
     raise ConfigurationError(
         "claims_url",
-        f"not set, and a {driver} broker has no place of its own for claims: "
-        "name a store that every worker reaches",
+        f"not set, and a broker of the kind {driver} has no place of its own for claims: name a "
+        "store that every worker reaches, e.g. claims_url = 'postgresql://...' or 'redis://...'",
     )
 
 
@@ -65,7 +65,7 @@ def default_options(connection: Any) -> dict[str, Any]:
     Raises:
         ConfigurationError: naming the setting of the broker that is missing.
     """
-    if connection.transport.driver_type == "redis":
+    if _driver(connection) == "redis":
         return redis_address.store_options_of(connection)
     return {}
 
@@ -93,7 +93,7 @@ def check_place(url: str, connection: Any, *, forks: bool, allow_local: bool) ->
     raise ConfigurationError(
         "claims_url",
         f"{scheme}:// is seen by one host only, and a "
-        f"{connection.transport.driver_type} broker serves many: name a shared store, "
+        f"{_driver(connection)} broker serves many: name a shared store, "
         "or set claims_allow_local_store = True if all workers run on this host",
     )
 
@@ -103,14 +103,14 @@ def visibility_timeout(connection: Any) -> float | None:
     option = connection.transport_options.get("visibility_timeout")
     if option is not None:
         return float(option)
-    if connection.transport.driver_type == "redis":
+    if _driver(connection) == "redis":
         return REDIS_VISIBILITY_TIMEOUT
     return None
 
 
 def longest_wait(connection: Any) -> float | None:
     """Seconds that a delivery may be held unacknowledged; None: as long as it takes."""
-    return AMQP_WAIT if connection.transport.driver_type == "amqp" else None
+    return AMQP_WAIT if _driver(connection) == "amqp" else None
 
 
 def check_broker(
@@ -124,7 +124,7 @@ def check_broker(
         keep_finished: ``claims_keep_finished``, in seconds.
         has_own_store: ``claims_url`` names another place than the broker.
     """
-    driver = connection.transport.driver_type
+    driver = _driver(connection)
     if driver == "redis":
         return redis_concerns.find_concerns(
             connection, keep_finished=keep_finished, has_own_store=has_own_store
@@ -139,15 +139,29 @@ def check_broker(
     return [problem]
 
 
+def _driver(connection: Any) -> str:
+    """The kind of a broker, by its transport.
+
+    Raises:
+        ConfigurationError: naming ``broker_url``: the transport's own package is missing.
+    """
+    try:
+        return str(connection.transport.driver_type)
+    except ImportError as error:
+        scheme = connection.transport_cls
+        raise ConfigurationError(
+            "broker_url",
+            f"{scheme}:// needs the package {error.name}: pip install 'celery[{scheme}]'",
+        ) from error
+
+
 def _is_local(connection: Any) -> bool:
-    driver = connection.transport.driver_type
+    driver = _driver(connection)
     return driver in LOCAL_TRANSPORTS or _is_sqlite_broker(connection)
 
 
 def _is_sqlite_broker(connection: Any) -> bool:
-    return connection.transport.driver_type == "sql" and str(connection.hostname).startswith(
-        "sqlite"
-    )
+    return _driver(connection) == "sql" and str(connection.hostname).startswith("sqlite")
 
 
 def _sqlite_path(connection: Any) -> str:

@@ -107,16 +107,17 @@ class Run:
         if not held:
             raise ClaimLost(self._loss("another worker has the task now"))
 
-    def extend(self, additional_ms: int, limit: int) -> None:
+    def extend(self, additional_ms: int, limits: LeaseConfig) -> None:
         """Add to the lease beyond what the worker renews.
 
         Raises:
             ExtensionLimit, ClaimLost, StoreError, InvalidArgument.
         """
         check_duration("additional_ms", additional_ms)
-        if self._extensions >= limit:
+        if self._extensions >= limits.max_extensions:
             raise ExtensionLimit(self.token.queue, self.token.task_id, self.token.token)
         asked_at = self._clock()
+        additional_ms = min(additional_ms, limits.max_ms)
         renewal = Renewal(self.token, additional_ms, extend=True, started=True)
         answer = self._open_store().renew([renewal])[0]
         if not isinstance(answer, Renewed):
@@ -214,12 +215,13 @@ class Claim:
         the whole process for longer than a lease.
 
         Parameters:
-            additional_ms: milliseconds to add to what is left.
+            additional_ms: milliseconds to add to what is left, at most ``LeaseConfig.max_ms`` of
+                them, an hour: a dead worker's task must not wait longer.
         Raises:
             ExtensionLimit: after ``LeaseConfig.max_extensions`` of them in this run.
             ClaimLost, StoreError, InvalidArgument.
         """
-        self._run.extend(additional_ms, LeaseConfig().max_extensions)
+        self._run.extend(additional_ms, LeaseConfig())
 
     def __repr__(self) -> str:
         return f"<Claim {self.queue!r} {self.task_id!r} token={self.token}>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -39,7 +40,8 @@ def open_store(url: str, **options: Any) -> Store:
     Returns:
         the store; its first call connects.
     Raises:
-        ConfigurationError: naming ``claims_url``: no such scheme, a missing driver or a bad URL.
+        ConfigurationError: naming ``claims_url``: no such scheme, a missing driver or a bad URL;
+            or naming ``claims_store_options`` or the option.
     """
     if not isinstance(url, str) or "://" not in url:
         raise ConfigurationError(
@@ -47,6 +49,10 @@ def open_store(url: str, **options: Any) -> Store:
         )
     scheme = url.partition("://")[0].lower()
     store_class = _store_class(scheme)
+    try:
+        inspect.signature(store_class).bind(url, **options)
+    except TypeError as error:
+        raise ConfigurationError("claims_store_options", f"{scheme}://: {error}") from error
     store: Store = store_class(url, **options)
     return store
 

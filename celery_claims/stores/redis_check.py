@@ -76,7 +76,7 @@ def _replicas(facts: _Facts) -> str | None:
         return None
     return (
         f"{connected} replica(s) and no wait_replicas: a failover may lose the last claims, and "
-        "their tasks run twice; add wait_replicas=1 to the URL"
+        "their tasks run twice; set claims_store_options = {'wait_replicas': 1}"
     )
 
 

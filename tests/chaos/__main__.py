@@ -25,7 +25,7 @@ PROTECTIONS = ("claims", "bare", "once", "singleton", "heimdall")
 @click.command(help=__doc__)
 @click.option("--broker", type=click.Choice(["redis", "rabbitmq"]), default="redis")
 @click.option("--store", type=click.Choice(["redis", "postgresql"]), default="redis")
-@click.option("--seconds", type=float, default=60.0, show_default=True, help="Of chaos.")
+@click.option("--seconds", type=float, default=240.0, show_default=True, help="Of chaos.")
 @click.option("--workers", type=int, default=3, show_default=True)
 @click.option("--rate", type=float, default=8.0, show_default=True, help="Sent in a second.")
 @click.option("--pause", type=float, default=3.0, show_default=True, help="Between faults.")
@@ -122,6 +122,8 @@ ROWS = {
     "finished": "finished",
     "swallowed": "never delivered",
     "swallowed_retries": "of these, a retry and what follows it",
+    "unclaimed": "waiting for the visibility timeout",
+    "unsent": "retries and chords' bodies that Celery did not send",
     "lost": "not finished otherwise",
     "stale_tried": "stale writes tried",
     "stale_refused": "stale writes refused",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import psutil
 
 from tests.process.proxy import Fault, Proxy
-from tests.process.waiting import stays
+from tests.process.waiting import stays, wait_until
 
 from .world import World
 
@@ -23,6 +23,7 @@ FAULTS = {
     "kill a parent": 2,
     "kill a child": 4,
     "freeze a worker": 3,
+    "freeze a parent": 3,
     "cut the broker": 2,
     "silence the broker": 1,
     "restart the broker": 1,
@@ -33,6 +34,8 @@ FAULTS = {
 
 #: How long a silent connection is so, in leases: now and then longer than a lease.
 SILENCE = (0.2, 1.3)
+#: How long somebody is frozen, in leases: mostly for so long that another worker takes over.
+FREEZE = (0.5, 3.0)
 
 
 class Faults:
@@ -80,13 +83,13 @@ class Faults:
         self._world.replace(worker)
 
     def kill_a_parent(self) -> None:
-        """Its children finish what they run, and tell nobody."""
+        """The system kills its children with it, in the middle of what they run."""
         worker = self._rng.choice(self._world.workers)
         pids = self._world.pids(worker)
         began = time.monotonic()
         worker.container.kill("SIGKILL")
-        self._world.site.journal.note_dead(worker.container.pid)
-        self._world.note("kill a parent", began, pids)
+        wait_until(lambda: not worker.children(), what="the children of a killed worker")
+        self._dead("kill a parent", began, pids | {worker.container.pid})
         self._world.replace(worker)
 
     def kill_a_child(self) -> bool:
@@ -102,17 +105,24 @@ class Faults:
         return True
 
     def freeze_a_worker(self) -> None:
-        """For longer than a lease: another worker takes over, and then this one wakes up."""
+        """Another worker takes over, and then this one wakes up in the middle of what it ran."""
+        self._freeze("freeze a worker", children=True)
+
+    def freeze_a_parent(self) -> None:
+        """Its children go on, under leases that nobody renews."""
+        self._freeze("freeze a parent", children=False)
+
+    def _freeze(self, name: str, *, children: bool) -> None:
         world = self._world
         worker = self._rng.choice(world.workers)
         began, pids = time.monotonic(), world.pids(worker)
-        worker.pause(children=True)
+        worker.pause(children=children)
 
         def resume() -> None:
             worker.resume()
-            world.note("freeze a worker", began, pids)
+            world.note(name, began, pids)
 
-        until = began + world.plan.lease * self._rng.uniform(0.5, 2.0)
+        until = began + world.plan.lease * self._rng.uniform(*FREEZE)
         self._frozen.append((until, resume))
 
     def cut_the_broker(self) -> None:

@@ -19,7 +19,7 @@ from tests.process.waiting import WaitTimeout, stays, wait_until
 from .environment import LEDGER, PROTECTION
 from .faults import Faults
 from .load import KINDS, Load
-from .trace import commands_in, dropped_in, traces
+from .trace import Message, commands_in, dropped_in, told, traces, unanswered_in
 from .verdict import Verdict, judge
 from .world import Plan, World, made
 
@@ -78,6 +78,8 @@ def run(plan: Plan, tell: Tell = lambda _: None) -> Outcome:
             late,
             # What else may keep messages from workers cannot be followed, and is not on trial.
             None if plan.protection == "claims" else seen_in(logs),
+            unclaimed_in(found, logs),
+            told(found),
         )
     return Outcome(verdict, faults.counts, logs)
 
@@ -142,6 +144,17 @@ def rest(world: World, load: Load, tell: Tell) -> set[str]:
     # A run that should not be would begin now.
     stays(lambda: True, 2 * world.plan.lease)
     return late
+
+
+def unclaimed_in(found: Mapping[Message, list[str]], logs: Mapping[str, str]) -> Mapping[str, int]:
+    """Tasks whose messages are unacknowledged at the end, under an attempt that nobody was granted;
+    with the retries of that attempt."""
+    granted = set(_GRANT.findall("\n".join(logs.values())))
+    return {
+        task_id: retries
+        for task_id, retries in unanswered_in(found).items()
+        if (task_id, str(retries)) not in granted
+    }
 
 
 def seen_in(logs: Mapping[str, str]) -> set[str]:

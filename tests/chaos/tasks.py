@@ -53,12 +53,21 @@ _ledger = Ledger(os.environ.get(LEDGER, ""))
 
 @contextmanager
 def protected(task: Task) -> Iterator[None]:
-    """Tell the journal, do the work, and write to the ledger under the claim's token."""
+    """Tell the journal and do the work between two writes to the ledger under the claim's token.
+
+    By the first the ledger knows of a run before it ends: one that it was taken over from, and
+    that wakes up meanwhile, writes too late.
+    """
     started = time.monotonic()
-    with journal().run(task.request):
-        yield
+
+    def write() -> None:
         claim = current_claim()
         _ledger.write(task.request.id, 0 if claim is None else claim.token, started)
+
+    with journal().run(task.request):
+        write()
+        yield
+        write()
 
 
 @app.task(bind=True, base=base, name="chaos.work", **options)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.stores.redis_server import RedisServer
 
+from .run import unclaimed_in
 from .trace import (
     ANSWERED,
     POPPED,
@@ -101,3 +102,22 @@ def test_the_newest_attempt_is_what_was_dropped() -> None:
         Message("a", 1, "second"): [PUSHED, POPPED],
     }
     assert dropped_in(found) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("way", "granted", "unclaimed"),
+    [
+        ([PUSHED, POPPED, UNACKED], False, True),
+        ([PUSHED, POPPED, UNACKED], True, False),
+        ([PUSHED, POPPED, UNACKED, ANSWERED], False, False),
+        ([PUSHED, POPPED, UNACKED, ANSWERED, PUSHED], False, False),
+    ],
+)
+def test_only_what_nobody_was_granted_waits_for_the_visibility_timeout(
+    way: list[str], granted: bool, unclaimed: bool
+) -> None:
+    """Of what was claimed a sweep knows; and what is in its queue waits for a worker."""
+    task_id = "7dc9f681-1f52-4583-8862-a1cdfaeb5546"
+    log = f"claimed task chaos.work[{task_id}]: token 17, attempt (0, 0)" if granted else ""
+    found = {Message(task_id, 0, "first"): way, Message(task_id, 0, "copy"): [PUSHED, POPPED]}
+    assert unclaimed_in(found, {"w1": log}) == ({task_id: 0} if unclaimed else {})

@@ -36,9 +36,10 @@ def judged(
     dropped: Mapping[str, int] | None = None,
     late: tuple[str, ...] = (),
     seen: tuple[str, ...] | None = None,
+    unclaimed: Mapping[str, int] | None = None,
 ) -> Verdict:
     sent = [Sent("short", ("a",), sure=sure)]
-    return judge(sent, runs, writes, faults, LEASE, dropped or {}, late, seen)
+    return judge(sent, runs, writes, faults, LEASE, dropped or {}, late, seen, unclaimed)
 
 
 def killed(pid: int, at: float) -> Happening:
@@ -99,6 +100,46 @@ def test_without_claims_what_no_worker_saw_counts_as_never_delivered() -> None:
     retried = judged(ran(1, 2, "Retry"), seen=("a",))
     assert (retried.swallowed, retried.swallowed_retries) == (1, 1)
     assert judged(ran(1, 2, "Retry"), seen=("a", "a attempt 1")).lost == 1
+
+
+@pytest.mark.parametrize(("attempt", "lost"), [(0, 1), (1, 0)])
+def test_a_message_that_nobody_claimed_is_not_lost_while_the_broker_has_it(
+    attempt: int, lost: int
+) -> None:
+    """Of the attempt that is missing: an earlier one says nothing of it."""
+    verdict = judged(ran(1, 2, "Retry"), unclaimed={"a": attempt})
+    assert (verdict.unclaimed, verdict.lost) == (1 - lost, lost)
+    assert len(verdict.violations) == lost
+
+
+@pytest.mark.parametrize(("began", "ended", "lost"), [(1.5, 1.7, 0), (2.1, 3.0, 1), (0.1, 0.9, 1)])
+def test_a_retry_that_could_not_be_sent_is_ended_by_celery(
+    began: float, ended: float, lost: int
+) -> None:
+    """Only while the broker had a fault: else somebody rejected the message without reason."""
+    silent = Happening("silence the broker", began, ended)
+    verdict = judged(ran(1, 2, "Reject"), faults=(silent,))
+    assert (verdict.unsent, verdict.lost) == (1 - lost, lost)
+    assert len(verdict.violations) == lost
+
+
+@pytest.mark.parametrize(
+    ("header", "ways", "unsent"),
+    [
+        ([ran(1, 2), ran(9, 9.1, pid=2)], {}, True),
+        ([ran(1, 2, "died"), ran(9, 9.1, pid=2)], {}, False),
+        ([ran(1, 2)], {}, False),
+        ([ran(1, 2), ran(9, 9.1, pid=2)], {"b": ["pushed"]}, False),
+    ],
+    ids=["killed at its end", "killed before", "not killed", "the body was sent"],
+)
+def test_a_chords_body_that_celery_never_sent_is_no_loss_of_the_claims(
+    header: list[Run], ways: Mapping[str, list[str]], *, unsent: bool
+) -> None:
+    """Only where the run that was to send it died after its own end."""
+    sent = [Sent("chord", ("a", "b"), sure=True)]
+    verdict = judge(sent, header, (), (killed(1, 2.5),), LEASE, {}, ways=ways)
+    assert (verdict.unsent, verdict.lost) == (int(unsent), int(not unsent))
 
 
 def test_what_ended_after_the_wait_for_it_is_a_violation() -> None:

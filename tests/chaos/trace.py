@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Message", "commands_in", "dropped_in", "traces"]
+__all__ = ["Message", "commands_in", "dropped_in", "told", "traces", "unanswered_in"]
 
 PUSHED, POPPED, UNACKED, ANSWERED = "pushed", "popped", "unacknowledged", "answered or put back"
 
@@ -103,6 +103,15 @@ def dropped_in(found: Mapping[Message, list[str]]) -> Mapping[str, int]:
     By id, with the retries of the attempt: the newest that there was a message of, and it counts
     only if each copy of it went that way.
     """
+    return _newest(found, {POPPED})
+
+
+def unanswered_in(found: Mapping[Message, list[str]]) -> Mapping[str, int]:
+    """As ``dropped_in``, of messages that may also be unacknowledged."""
+    return _newest(found, {POPPED, UNACKED})
+
+
+def _newest(found: Mapping[Message, list[str]], ends: set[str]) -> Mapping[str, int]:
     ways: dict[str, dict[int, list[list[str]]]] = defaultdict(lambda: defaultdict(list))
     for message, way in found.items():
         ways[message.task_id][message.retries].append(way)
@@ -110,8 +119,16 @@ def dropped_in(found: Mapping[Message, list[str]]) -> Mapping[str, int]:
     return {
         task_id: retries
         for task_id, retries in newest.items()
-        if all(way[-1] == POPPED for way in ways[task_id][retries])
+        if all(way[-1] in ends for way in ways[task_id][retries])
     }
+
+
+def told(found: Mapping[Message, list[str]]) -> Mapping[str, list[str]]:
+    """The ways of each task's messages, in words."""
+    ways: dict[str, list[str]] = defaultdict(list)
+    for message, way in found.items():
+        ways[message.task_id].append(f"attempt {message.retries}, {', '.join(way)}")
+    return ways
 
 
 def _note(found: dict[Message, list[str]], message: Message | None, what: str) -> None:

@@ -24,6 +24,13 @@ ENDS = ("finish", "Retry")
 KILLED = "killed"
 LOST_CLAIM = "its claim was lost"
 UNKNOWN_END = "killed or cut off before its end was recorded"
+#: Why a task has no end though no claim lost it.
+GONE = {
+    "swallowed": "never delivered",
+    "swallowed_retries": "a retry of it never delivered",
+    "unclaimed": "waits for the visibility timeout",
+    "unsent": "not sent by Celery",
+}
 EXPLAINED = (KILLED, LOST_CLAIM, UNKNOWN_END)
 
 
@@ -38,6 +45,10 @@ class Verdict:
             without claims also those that no worker ever saw, for whatever reason.
         swallowed_retries: those of them that had been run, and whose retry nobody saw, with what
             follows them.
+        unclaimed: those whose message a worker died with before it had claimed it: it waits at the
+            broker for the visibility timeout, as without claims.
+        unsent: those that Celery was to send and did not: a retry, to a broker with a fault, or the
+            body of a chord, by a process that was killed.
         lost: all others that never ended.
         repeated: runs of an attempt beyond its first, by why there was another.
         overlaps: runs beside another one of the same task, by what explains it.
@@ -50,6 +61,8 @@ class Verdict:
     finished: int = 0
     swallowed: int = 0
     swallowed_retries: int = 0
+    unclaimed: int = 0
+    unsent: int = 0
     lost: int = 0
     repeated: Counter[str] = field(default_factory=Counter)
     overlaps: Counter[str] = field(default_factory=Counter)
@@ -69,6 +82,8 @@ def judge(
     dropped: Mapping[str, int],
     late: Collection[str] = (),
     seen: Collection[str] | None = None,
+    unclaimed: Mapping[str, int] | None = None,
+    ways: Mapping[str, Collection[str]] | None = None,
 ) -> Verdict:
     """Judge a run after everything has come to rest.
 
@@ -84,12 +99,15 @@ def judge(
         seen: None holds the run to the promises: what never ended is lost unless it was dropped.
             Else the ids of messages that some worker had, of later attempts with the attempt; what
             is not among them counts as never delivered.
+        unclaimed: as ``dropped``, of messages that are still unacknowledged, under an attempt that
+            nobody was granted.
+        ways: of each task the ways that its messages went at the broker, to be told.
     """
     verdict = Verdict()
     of_task: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         of_task[run.task_id].append(run)
-    trial = _Trial(verdict, happenings, lease, dropped, late, seen)
+    trial = _Trial(verdict, happenings, lease, dropped, late, seen, unclaimed or {}, ways or {})
     trial.count_sent(sent, of_task)
     for task_runs in of_task.values():
         trial.count_repeated(task_runs)
@@ -111,28 +129,71 @@ class _Trial:
     dropped: Mapping[str, int]
     late: Collection[str]
     seen: Collection[str] | None
+    unclaimed: Mapping[str, int]
+    ways: Mapping[str, Collection[str]]
 
     def count_sent(self, sent: Iterable[Sent], of_task: dict[str, list[Run]]) -> None:
         for each in (one for one in sent if one.sure):
-            # What follows a swallowed message of a chain or chord could not run either.
-            gone = gone_retry = False
+            # What follows a message that is gone, of a chain or chord, could not run either.
+            gone = ""
             for place, task_id in enumerate(each.ids, start=1):
                 self.verdict.sent += 1
-                if any(run.event == "finish" for run in of_task[task_id]):
+                runs = of_task[task_id]
+                if any(run.event == "finish" for run in runs):
                     self.verdict.finished += 1
                     if task_id in self.late:
-                        self._violate(f"{each.kind} ended too late", of_task[task_id], task_id)
-                elif gone or self._is_gone(task_id, of_task[task_id]):
-                    is_retry = gone_retry or bool(of_task[task_id])
-                    gone, gone_retry = True, is_retry
-                    self.verdict.swallowed += 1
-                    self.verdict.swallowed_retries += is_retry
-                    what = f"{each.kind}, {place} of {len(each.ids)}, never delivered"
-                    before = [run for one in each.ids for run in of_task[one]]
+                        self._violate(f"{each.kind} ended too late", runs, task_id)
+                    continue
+                gone = gone or self._why_gone(task_id, runs)
+                if not gone and each.kind == "chord" and place == len(each.ids):
+                    header = [of_task[one] for one in each.ids[:-1]]
+                    gone = "unsent" if self._is_bodiless(task_id, header) else ""
+                before = [run for one in each.ids for run in of_task[one]]
+                if gone:
+                    self._count_gone(gone)
+                    what = f"{each.kind}, {place} of {len(each.ids)}, {GONE[gone]}"
                     self.verdict.losses_of_the_broker.append(self._tell(what, before, task_id))
                 else:
                     self.verdict.lost += 1
-                    self._violate(f"{each.kind} never finished", of_task[task_id], task_id)
+                    self._violate(f"{each.kind} never finished", before, task_id)
+
+    def _count_gone(self, why: str) -> None:
+        verdict = self.verdict
+        verdict.swallowed += why.startswith("swallowed")
+        verdict.swallowed_retries += why == "swallowed_retries"
+        verdict.unclaimed += why == "unclaimed"
+        verdict.unsent += why == "unsent"
+
+    def _why_gone(self, task_id: str, runs: Sequence[Run]) -> str:
+        """Which of ``GONE`` it is, empty if none."""
+        if self._is_gone(task_id, runs):
+            return "swallowed_retries" if runs else "swallowed"
+        if self.unclaimed.get(task_id, -1) >= _awaited(runs):
+            return "unclaimed"
+        return "unsent" if self._is_unsent(runs) else ""
+
+    def _is_unsent(self, runs: Sequence[Run]) -> bool:
+        """Whether Celery rejected it, for its retry was not sent while the broker had a fault."""
+        last = max(runs, key=lambda run: run.started, default=None)
+        return last is not None and last.event == "Reject" and self._had_no_broker(last)
+
+    def _is_bodiless(self, task_id: str, header: Iterable[Sequence[Run]]) -> bool:
+        """Whether a chord's body was never sent, for who was about to send it died.
+
+        Celery lets one run of the header send it, by a claim of its own that outlasts a short
+        lease: the second run of that task finds it taken, and leaves it to a process that is dead.
+        """
+        if self.ways.get(task_id):
+            return False
+        again = [run for runs in header if len(runs) > 1 for run in runs if run.event == "finish"]
+        return any(self._explains(run, (run.ended or 0.0) + UNRECORDED) for run in again)
+
+    def _had_no_broker(self, run: Run) -> bool:
+        ended = float("inf") if run.ended is None else run.ended
+        return any(
+            each.what.endswith("the broker") and each.began <= ended and each.ended >= run.started
+            for each in self.happenings
+        )
 
     def _is_gone(self, task_id: str, runs: Sequence[Run]) -> bool:
         """Whether its last message reached no worker, for which the broker is to blame.
@@ -221,6 +282,7 @@ class _Trial:
     def _tell(self, what: str, runs: Sequence[Run], task_id: str) -> str:
         """The timeline of a task and of the faults around it."""
         lines = [f"{what}: task {task_id}"]
+        lines += [f"  a message: {way}" for way in self.ways.get(task_id, ())]
         for run in sorted(runs, key=lambda run: run.started):
             ended = "…" if run.ended is None else f"{run.ended:.2f}"
             lines.append(

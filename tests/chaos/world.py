@@ -48,7 +48,7 @@ class Plan:
     store: str = "redis"
     protection: str = "claims"
     workers: int = 3
-    processes: int = 2
+    processes: int = 6
     lease: float = 4.0
     cleanup: float = 1.0
     seconds: float = 60.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import pytest
 from celery_claims.cli import claims
@@ -27,15 +27,16 @@ def test_every_setting_is_documented_and_no_other():
 @pytest.mark.parametrize("setting", fields(Settings), ids=lambda field: field.name)
 def test_documented_defaults_are_the_defaults(setting):
     default = documented[PREFIX + setting.name][2].strip("`")
-    shown = f'"{setting.default}"' if isinstance(setting.default, str) else repr(setting.default)
-    assert default == shown
+    made = setting.default_factory
+    value = setting.default if made is MISSING else made()
+    assert default == (f'"{value}"' if isinstance(value, str) else repr(value))
 
 
 @pytest.mark.parametrize("setting", fields(Settings), ids=lambda field: field.name)
 def test_numbers_have_their_unit(setting):
     """In the table, and in the docstring that the table is made after."""
     unit = documented[PREFIX + setting.name][1]
-    assert unit in {"seconds", "count", "flag", "word", "URL", "patterns"}
+    assert unit in {"seconds", "count", "flag", "word", "URL", "patterns", "mapping"}
     if unit in {"seconds", "count"}:
         described = re.search(
             rf"^ +{setting.name}: (.*?Default)", Settings.__doc__, re.MULTILINE | re.DOTALL

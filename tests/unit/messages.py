@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections import defaultdict
+from collections import defaultdict, deque
+from time import monotonic
 from typing import Any
 from unittest.mock import MagicMock
 
+from billiard.einfo import ExceptionInfo
 from celery import Celery
 from celery.utils.collections import LimitedSet
 from celery.worker import strategy
@@ -19,6 +21,7 @@ from celery.worker.consumer import Consumer
 from celery_claims.gate import Gate, Strategies
 from celery_claims.headers import HEADER
 from celery_claims.keeper import Keeper
+from celery_claims.pool import PoolWatch
 from celery_claims.stores import View
 from celery_claims.stores.memory import MemoryStore
 from kombu.message import Message
@@ -27,6 +30,8 @@ from tests.unit.apps import bare_app
 from tests.unit.factories import options
 
 TASK = "proj.add"
+#: How Celery answers a message that its strategy refuses.
+ANSWERS = ("on_invalid_task", "on_decode_error")
 _tags = itertools.count(1)
 
 
@@ -47,15 +52,17 @@ class Desk:
 
     Parameters:
         store: where claims are; None: one in memory.
+        answers: what is refused is answered as Celery does it, for which a message must be whole.
     """
 
-    def __init__(self, store: Any = None) -> None:
+    def __init__(self, store: Any = None, *, answers: bool = False) -> None:
+        self._answers = answers
         self.app = one_app()
         task = self.app.tasks[TASK]
         self.store = store or MemoryStore(private=True)
         self.keeper = Keeper("w1@host", self.store, run_when_down=False, can_stop=False)
         self.requests: list[Any] = []
-        consumer = MagicMock(
+        self._consumer = consumer = MagicMock(
             app=self.app,
             hostname="w1@host",
             connection_errors=(),
@@ -69,13 +76,19 @@ class Desk:
         consumer.controller.state.revoked = LimitedSet()
         consumer.qos.value = 1
         self.gate = Gate(consumer, self.keeper, self._options, lambda _: 7200.0, 1000)
+        self._soon: deque[Any] = deque()
+        # Of two names: before Celery 5.7 answers to the broker took the same way as all else.
+        consumer.call_soon = consumer.call_soon_ack = self._call_soon
+        self._taken: list[dict[str, Any]] = []
+        watch = PoolWatch(self.gate, self.keeper, forks=False)
+        consumer.pool.apply_async = watch.wrap(lambda *_, **options: self._taken.append(options))
         consumer.strategies = Strategies(self.gate.wrap)
         self.own_strategy = strategy.default(task, self.app, consumer)
         consumer.strategies[TASK] = self.own_strategy
         for name in ("on_unknown_message", "on_unknown_task", "on_invalid_task", "on_decode_error"):
             setattr(consumer, name, self._refusal(name))
         self.refusals: list[tuple[str, Any]] = []
-        self._receive = Consumer.create_task_handler(consumer)
+        self.deliver = Consumer.create_task_handler(consumer)
 
     def _options(self, name: str) -> Any:
         return options() if name == TASK else None
@@ -83,6 +96,8 @@ class Desk:
     def _refusal(self, name: str) -> Any:
         def refuse(*args: Any) -> None:
             self.refusals.append((name, args[-1]))
+            if self._answers and name in ANSWERS:
+                getattr(Consumer, name)(self._consumer, *args)
 
         return refuse
 
@@ -93,7 +108,7 @@ class Desk:
             ``claimed``, ``unclaimed``, ``held`` or ``refused``.
         """
         before = len(self.requests), len(self.refusals), len(self.keeper.snapshot()[1])
-        self._receive(message)
+        self.deliver(message)
         ran, refused, held = (
             len(self.requests) - before[0],
             len(self.refusals) - before[1],
@@ -105,6 +120,21 @@ class Desk:
         if held:
             return "held"
         return self._check_run(self.requests[-1])
+
+    def run(self, request: Any, *, fails: bool = False) -> None:
+        """What the pool does with a request, by way of Celery's own and our callbacks."""
+        request.execute_using_pool(self._consumer.pool)
+        taken = self._taken.pop()
+        taken["accept_callback"](1, monotonic())
+        taken["callback"]((True, failure(), 0.0) if fails else (False, "null", 0.0))
+
+    def _call_soon(self, call: Any, *args: Any) -> None:
+        self._soon.append(functools.partial(call, *args))
+
+    def turn(self) -> None:
+        """What the consumer's loop does until there is nothing left to do."""
+        while self._soon:
+            self._soon.popleft()()
 
     def _check_run(self, request: Any) -> str:
         """Whatever stood in the message, only a claim of ours goes with the request."""
@@ -119,6 +149,14 @@ class Desk:
 
     def claims(self) -> int:
         return len(self.store.scan(View.ALL).records)
+
+
+def failure() -> ExceptionInfo:
+    """Of a body that raised."""
+    try:
+        int("no number")
+    except ValueError:
+        return ExceptionInfo()
 
 
 def message(

@@ -44,6 +44,8 @@ JSON = st.recursive(
     ),
     max_leaves=5,
 )
+#: Where a message came from, as a transport tells.
+FROM = {"consumer_tag": "1", "exchange": "", "routing_key": "celery"}
 OURS = ("id", "root_id", "retries", "replaced_task_nesting", "x-death", HEADER)
 #: Of these Celery itself makes something; the others only we read.
 FIELDS = st.dictionaries(st.sampled_from(OURS), ANYTHING, max_size=3)
@@ -89,6 +91,48 @@ def test_bodies_and_tasks_of_any_kind(body: Any, task: Any) -> None:
     desk = Desk()
     assert desk.receive(message(protocol_2(task=task), body)) in {"claimed", "refused"}
     desk.receive(message({}, body))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    fields=FIELDS,
+    body=st.just([[], {}, {}]) | JSON | st.binary(max_size=30),
+    fails=st.booleans(),
+)
+def test_the_broker_is_told_of_every_message_once(
+    fields: dict[str, Any], body: Any, fails: bool
+) -> None:
+    """Promise 5: run to its end and acknowledged, or rejected, whatever was in it; a copy that is
+    held meanwhile is acknowledged when the end is recorded, and a later one at once."""
+    headers = {**protocol_2(), **fields}
+    desk = Desk(answers=True)
+    first, copy, later = (message(dict(headers), body, delivery_info=FROM) for _ in range(3))
+    fate = desk.receive(first)
+    if fate == "claimed":
+        assert desk.receive(copy) == "held"
+        desk.turn()
+        assert told(first) == told(copy) == []
+        desk.run(desk.requests[0], fails=fails)
+        desk.turn()
+        assert told(first) == told(copy) == ["basic_ack"]
+        desk.deliver(later)
+        desk.turn()
+        assert told(later) == ["basic_ack"]
+        assert len(desk.requests) == 1
+    elif fate == "unclaimed":
+        desk.run(desk.requests[0], fails=fails)
+        desk.turn()
+        assert told(first) == ["basic_ack"]
+    else:
+        # What cannot be decoded Celery acknowledges, so that it does not come again.
+        undecoded = desk.refusals[0][0] == "on_decode_error"
+        assert told(first) == ["basic_ack" if undecoded else "basic_reject"]
+    assert desk.keeper.snapshot() == ([], [])
+
+
+def told(made: Any) -> list[str]:
+    """What the broker was told of a message."""
+    return [call[0] for call in made.channel.mock_calls if call[0].startswith("basic_")]
 
 
 @settings(max_examples=60, deadline=None)

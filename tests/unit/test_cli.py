@@ -15,6 +15,7 @@ from celery.bin.celery import celery
 from celery_claims import AtomicClaimManager, claimed, install, open_store
 from celery_claims.stores import Store
 from click.testing import CliRunner, Result
+from kombu import Connection
 
 Invoke = Callable[..., Result]
 
@@ -149,6 +150,37 @@ def test_check_looks_at_a_redis_broker(url: str) -> None:
     result = CliRunner().invoke(celery, ["-A", app, "claims", "check"])  # type: ignore[list-item]
     assert result.exit_code == 1
     assert "problem: visibility_timeout in broker_transport_options is 1.5" in result.output
+
+
+@pytest.mark.parametrize(("pool", "code"), [("threads", 0), ("solo", 0), ("prefork", 1)])
+def test_check_goes_by_the_pool_of_the_settings(pool: str, code: int) -> None:
+    """Claims in memory fit a pool of one process, and no other."""
+    app = Celery("threads", broker="memory://", set_as_current=False)
+    app.conf.worker_pool = pool
+    install(app, url=f"memory://{pool}")
+
+    @app.task(name="proj.add")
+    @claimed
+    def add() -> None: ...
+
+    result = CliRunner().invoke(celery, ["-A", app, "claims", "check"])  # type: ignore[list-item]
+    assert result.exit_code == code
+    assert ("this pool runs tasks in others" in result.output) == bool(code)
+
+
+def test_a_broker_without_its_driver_is_told_what_to_install(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_: object) -> None:
+        raise ModuleNotFoundError("No module named 'redis'", name="redis")
+
+    monkeypatch.setattr(Connection, "transport", property(missing))
+    app = Celery("driverless", broker="redis://nowhere.invalid", set_as_current=False)
+    install(app, url=url)
+    result = CliRunner().invoke(celery, ["-A", app, "claims", "check"])  # type: ignore[list-item]
+    assert result.exit_code == 1
+    assert "pip install 'celery[redis]'" in result.output
+    assert "Traceback" not in result.output
 
 
 def test_a_wrong_setting_is_one_line_and_no_traceback() -> None:

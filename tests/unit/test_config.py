@@ -53,6 +53,7 @@ def test_every_setting_is_read_in_any_case() -> None:
         "max_held": 7,
         "max_wait": 60,
         "allow_local_store": True,
+        "store_options": {"slots": 16},
     }
     assert set(values) == set(Settings.__slots__)
     expected = Settings(**values)
@@ -86,6 +87,7 @@ def test_every_setting_is_read_in_any_case() -> None:
         *[("max_held", bad) for bad in (None, "9", True, -1, 1.5, 65_535)],
         *[("max_wait", bad) for bad in ("60", True, NAN, INF, 0, 0.5)],
         *[("allow_local_store", bad) for bad in (None, 1, "true")],
+        *[("store_options", bad) for bad in (None, "slots=16", [], {5: 1}, {"timeout": 1})],
     ],
 )
 @pytest.mark.parametrize("prefix", ["claims_", ""])

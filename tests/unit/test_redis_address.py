@@ -6,8 +6,11 @@ import ssl
 from typing import Any
 
 import pytest
+from celery import Celery
+from celery_claims import install
 from celery_claims.brokers import open_deliveries
 from celery_claims.brokers.redis_address import options_of, url_of
+from celery_claims.claims import claims_of
 from celery_claims.errors import ConfigurationError
 from celery_claims.places import default_options, default_url
 from celery_claims.stores.redis_url import Target, parse_url
@@ -154,3 +157,31 @@ def test_a_key_prefix_with_braces_is_no_prefix_of_a_store() -> None:
 def test_a_key_prefix_of_a_channel_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Channel, "global_keyprefix", "own-")
     assert target("redis://broker").prefix == b"own-claims:"
+
+
+@pytest.mark.parametrize("own", [{}, {"global_keyprefix": "mine-"}])
+def test_options_of_the_store_go_with_those_of_the_broker(own: dict[str, str]) -> None:
+    """The broker's password and prefix stay; what is said for the claims wins."""
+    app = Celery("proj", broker="sentinel://one:26379", set_as_current=False)
+    app.conf.broker_transport_options = {
+        "master_name": "mymaster",
+        "sentinel_kwargs": {"password": "secret"},
+        "global_keyprefix": "theirs-",
+    }
+    install(app, store_options={"wait_replicas": 1, "slots": 4, **own})
+    found = claims_of(app)
+    assert found is not None
+    target = parse_url(found.url, found.url_options)
+    assert (target.wait_replicas, target.slots) == (1, 4)
+    assert target.sentinel_kwargs["password"] == "secret"
+    assert target.prefix.startswith(own.get("global_keyprefix", "theirs-").encode())
+
+
+@pytest.mark.parametrize("url", ["sqlite:///x.db", "redis://localhost", "memory://x"])
+def test_an_option_that_the_store_does_not_have_is_refused_by_name(url: str) -> None:
+    app = Celery("proj", broker="memory://", set_as_current=False)
+    install(app, url=url, store_options={"slotz": 4})
+    found = claims_of(app)
+    assert found is not None
+    with pytest.raises(ConfigurationError, match="slotz"):
+        found.open_store()

@@ -235,6 +235,12 @@ def test_extending_adds_to_what_is_left(make: Make, store: FlakyStore, clock: Fa
     assert claim.remaining == pytest.approx(0.9 * (LEASE + 600))
 
 
+def test_an_extension_is_an_hour_at_most(make: Make, store: FlakyStore, clock: FakeClock) -> None:
+    """Promise 6: a slip of units must not keep a dead worker's task for years."""
+    Claim(make()).extend(5 * 365 * 86_400_000)
+    assert record(store).expires_at == clock.now_ms + LEASE_MS + LeaseConfig().max_ms
+
+
 def test_extensions_have_a_limit(make: Make, store: FlakyStore) -> None:
     """A task's own, not the heartbeat's: ``LeaseConfig.max_extensions``."""
     claim = Claim(make())
