@@ -17,6 +17,8 @@ SIMULATE ?=
 CHAOS ?=
 #: Arguments of a soak, e.g. make soak SOAK="--minutes 60 --broker redis --store redis"
 SOAK ?=
+#: Celery's test files, e.g. make upstream UPSTREAM=t/integration/test_canvas.py
+UPSTREAM ?=
 #: Arguments of the benchmarks.
 BENCH ?=
 #: What the proof takes, e.g. make proof PROOF="--store redis --operations 10000 --seed 7"
@@ -35,7 +37,7 @@ SERVERS := redis-server postgresql pgbouncer rabbitmq-server spin gcc libc6-dev
 APT := env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-versions proof simulate chaos chaos-peers soak lint format fuzz bench bench-quick numbers docs servers clean
+.PHONY: help demo test test-oldest test-versions proof simulate chaos chaos-peers soak upstream lint format fuzz bench bench-quick numbers docs servers clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -71,6 +73,9 @@ chaos-peers: servers $(VENV)/.peers  ## The same without claims, and with packag
 
 soak: servers $(VENV)/.dev  ## Keep workers busy for an hour, and see whether anything grows
 	$(BIN)/python -m tests.soak $(SOAK)
+
+upstream: servers $(VENV)/.upstream  ## Run Celery's own integration tests, with every task claimed and without
+	$(BIN)/python -m tests.upstream $(UPSTREAM)
 
 lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .
@@ -150,6 +155,10 @@ $(VENV)/.fuzz: $(PACKAGE) | $(BIN)/python
 # What claims are compared with; installed for nothing else.
 $(VENV)/.peers: benchmarks/peers.txt $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/peers.txt
+	@touch $@
+
+$(VENV)/.upstream: tests/upstream/requirements.txt $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/upstream/requirements.txt
 	@touch $@
 
 $(VENV)/.bench: benchmarks/requirements.txt $(VENV)/.peers

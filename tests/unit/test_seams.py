@@ -8,7 +8,9 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import pickle
 import signal
+import socket
 import time
 from collections import deque
 from pathlib import Path
@@ -23,6 +25,7 @@ from celery.apps import worker
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.base import apply_target
+from celery.events.dispatcher import EventDispatcher
 from celery.exceptions import Ignore, TaskRevokedError, WorkerLostError, WorkerTerminate
 from celery.local import Proxy
 from celery.worker import state, strategy
@@ -31,7 +34,10 @@ from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request, create_request_cls
 from celery.worker.worker import WorkController
 from celery_claims import seams
+from celery_claims.app import FIXUP
+from celery_claims.claims import claims_of
 from kombu import Connection, Consumer, Exchange, Queue
+from kombu.asynchronous import Hub
 from kombu.common import QoS
 
 from tests.docs.pages import ROOT, rows
@@ -508,6 +514,93 @@ def test_modules_are_imported_under_a_signal_of_the_app(app):
     finally:
         signals.import_modules.disconnect(note)
     assert senders == [app]
+
+
+def test_the_loader_calls_its_hook_once_the_modules_are_imported(app):
+    """Looked up on the instance, when the worker, or beat, begins."""
+    calls = []
+    app.loader.import_default_modules = lambda: calls.append("imported")
+    app.loader.on_worker_init = lambda: calls.append("hook")
+    app.loader.init_worker()
+    assert calls == ["imported", "hook"]
+
+
+def test_an_app_takes_its_fixups_to_spawned_children(app):
+    """Named by text, they are called with the app that unpickling made."""
+    app.fixups.add(FIXUP)
+    again = pickle.loads(pickle.dumps(app))
+    assert FIXUP in again.fixups
+    assert claims_of(again) is not None
+
+
+def test_a_message_that_is_refused_is_answered_by_the_consumer():
+    """Rejected, or acknowledged where it cannot be decoded; the gate calls both as Celery does."""
+    invalid, undecoded = MagicMock(), MagicMock(headers={}, body=b"")
+    worker_consumer = MagicMock(connection_errors=())
+    consumer.Consumer.on_invalid_task(worker_consumer, b"", invalid, ValueError())
+    consumer.Consumer.on_decode_error(worker_consumer, undecoded, ValueError())
+    invalid.reject_log_error.assert_called_once()
+    undecoded.ack.assert_called_once_with()
+
+
+def test_a_dispatcher_without_groups_sends_every_event():
+    """What a worker without -E sends is in the groups."""
+    sender = MagicMock()
+    for groups, sent in (((), True), (("worker",), False)):
+        dispatcher = EventDispatcher(sender, enabled=False, groups=groups)
+        dispatcher.enabled = True
+        dispatcher._publish = MagicMock()
+        dispatcher.send("claim-held")
+        assert dispatcher._publish.called is sent
+
+
+def test_a_blueprint_tells_that_it_runs():
+    blueprint = bootsteps.Blueprint(steps=[])
+    assert blueprint.state is None
+    parent = SimpleNamespace(steps=[])
+    blueprint.start(parent)
+    assert blueprint.state == bootsteps.RUN
+    blueprint.stop(parent)
+    assert blueprint.state != bootsteps.RUN
+
+
+def test_a_hub_reads_sockets_and_its_timer_can_be_cancelled():
+    hub = Hub()
+    reader, writer = socket.socketpair()
+    calls = []
+    try:
+        hub.add_reader(reader, calls.append, "readable")
+        hub.timer.call_after(0.0, calls.append, ("rang",))
+        hub.timer.call_after(0.0, calls.append, ("cancelled",)).cancel()
+        writer.send(b"!")
+        for _ in range(3):
+            next(hub.loop)
+        assert set(calls) == {"readable", "rang"}
+    finally:
+        hub.close()
+        reader.close()
+        writer.close()
+
+
+def test_the_pool_tells_a_request_which_process_began_it(app, task):
+    request, _ = request_of(app, task)
+    assert (request.worker_pid, request.time_start) == (None, None)
+    request.on_accepted(4711, time.monotonic())
+    assert request.worker_pid == 4711 and request.time_start
+    assert list(inspect.signature(AsynPool.terminate_job).parameters)[:2] == ["self", "pid"]
+
+
+def test_a_redis_channel_says_how_it_keeps_messages():
+    """And which queues an exchange has."""
+    channel = Connection("redis://").transport.Channel
+    assert channel.ack_emulation is True
+    assert channel.keyprefix_queue % "exchange" != channel.keyprefix_queue
+    assert "ack_emulation" in channel.from_transport_options
+
+
+def test_a_connection_knows_its_other_servers():
+    connection = Connection("sentinel://one:1;sentinel://two:2")
+    assert connection.alt == ["sentinel://one:1", "sentinel://two:2"]
 
 
 def test_every_listed_part_has_its_canary():
