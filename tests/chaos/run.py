@@ -9,6 +9,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from .verdict import Verdict, judge
 from .world import Plan, World, made
 
 __all__ = ["Outcome", "run"]
+
+#: How long a broker must have nothing before what is missing is taken to be gone, in leases: far
+#: longer than a message is neither queued nor unacknowledged on its way to a worker.
+FORGOTTEN = 2
 
 #: An id.
 _ID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -131,19 +136,53 @@ def rest(world: World, load: Load, tell: Tell) -> set[str]:
     The ids of the tasks that had not ended in time, whatever became of them since.
     """
     wanted = {task_id for sent in load.sent if sent.sure for task_id in sent.ids}
+    lease = world.plan.lease
 
     def left() -> set[str]:
         world.replace_the_dead()
         return wanted - {run.task_id for run in world.site.journal.runs() if run.event == "finish"}
 
-    try:
-        wait_until(lambda: not left(), world.plan.rest, interval=0.5)
-    except WaitTimeout:
+    if not came_to_rest(left, world.has_messages, world.plan.rest, FORGOTTEN * lease):
         tell(f"{len(left())} tasks have not ended")
     late = left()
     # A run that should not be would begin now.
-    stays(lambda: True, 2 * world.plan.lease)
+    stays(lambda: True, 2 * lease)
     return late
+
+
+def came_to_rest(
+    left: Callable[[], object],
+    has_messages: Callable[[], bool],
+    patience: float,
+    forgotten: float,
+    interval: float = 0.5,
+) -> bool:
+    """Wait for tasks, but not for those whose messages nobody has; whether all of them ended.
+
+    A message is acknowledged late, and what follows a task is sent before that: a broker that has
+    nothing at all, queued or unacknowledged, brings nothing any more, whoever is to blame for it.
+
+    Parameters:
+        left: what has not ended.
+        has_messages: whether the broker has any.
+        patience: seconds, at most.
+        forgotten: seconds without any message after which none will come.
+        interval: seconds between two looks.
+    """
+    had = time.monotonic()
+
+    def is_over() -> bool:
+        nonlocal had
+        if not left():
+            return True
+        if has_messages():
+            had = time.monotonic()
+        return time.monotonic() - had >= forgotten
+
+    # It is told by what is left.
+    with suppress(WaitTimeout):
+        wait_until(is_over, patience, interval=interval)
+    return not left()
 
 
 def unclaimed_in(found: Mapping[Message, list[str]], logs: Mapping[str, str]) -> Mapping[str, int]:

@@ -119,6 +119,13 @@ class World:
             if worker.container.status == "exited":
                 self.replace(worker)
 
+    def has_messages(self) -> bool:
+        """Whether the broker has any, queued or unacknowledged; RabbitMQ loses none: it does."""
+        broker = self.site.broker
+        if not isinstance(broker, RedisBroker):
+            return True
+        return bool(broker.waiting() or broker.unacked())
+
     def note(self, what: str, began: float, pids: frozenset[int] = frozenset()) -> None:
         self.happenings.append(Happening(what, began, time.monotonic(), pids))
 
