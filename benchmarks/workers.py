@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,10 @@ ROOT = Path(__file__).parents[1]
 
 #: Seconds for a worker to drain its queue: only against hangs.
 PATIENCE = 600.0
+
+#: Seconds that a worker has to end by itself. It has run its tasks by then; but if it is told to
+#: end with results that it has not read yet, its children wait for half a minute for that.
+ENDING = 3.0
 
 
 @dataclass(frozen=True)
@@ -136,11 +141,12 @@ def worker(
             yield process
         finally:
             process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(ENDING)
+            # Its children too, if they are still there.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def drained(

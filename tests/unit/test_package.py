@@ -111,8 +111,10 @@ def test_make_explains_itself() -> None:
 @pytest.mark.parametrize(
     "lines",
     [
-        ["tasks/s, prefork", "tasks/s, 100", "worker_deduplicate"],
-        ["publish to", "memory", "import"],
+        ["tasks/s, prefork: Redis"],
+        ["tasks/s, prefork: folder", "tasks/s, prefork: RabbitMQ"],
+        ["tasks/s, 100", "worker_deduplicate"],
+        ["publish to", "memory:", "resident memory", "import"],
         ["redis:"],
         ["postgresql:"],
         ["sqlite:"],
