@@ -198,7 +198,7 @@ class LocalProcess:
             # Repeated: a child may be forked between the look and the kill.
             killed.extend(self.signal_all("SIGKILL"))
             # One that is about to be gone has lost its environment and is not known as one of us.
-            return not any(map(_is_alive, [*killed, *self.processes()]))
+            return not any(map(_is_alive, killed)) and not self.processes()
 
         wait_until(
             nothing_left,
@@ -210,7 +210,8 @@ class LocalProcess:
 
     def _is_mine(self, process: psutil.Process) -> bool:
         try:
-            return _is_alive(process) and process.environ().get(MARKER) == self.id
+            # In this order: most processes of a machine are somebody else's, and asking is dear.
+            return process.environ().get(MARKER) == self.id and _is_alive(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return False
 
