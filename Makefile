@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 #: How many tests run side by side: more than cores, for most of them wait for a worker.
-JOBS ?= 4
+JOBS ?= 6
 SPREAD = --numprocesses $(JOBS) --dist worksteal
 #: What pytest runs, e.g. make test TESTS="tests/unit -k protocol"
 TESTS ?=
@@ -30,11 +30,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 #: The supported versions of Celery, the oldest first; each is tested with kombu and redis-py of its
 #: time.
 CELERIES := 5.4 5.5 5.6 5.7
+OLDEST := .venv-celery-$(firstword $(CELERIES))
 
 #: Debian packages of what the tests start for themselves: servers, and the checker of the model.
 SERVERS := redis-server postgresql pgbouncer rabbitmq-server spin gcc libc6-dev
 #: No server of the system's own is started by installing it.
 APT := env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
+
+# A thousand workers are started: each would compile the package and the tests again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-oldest test-versions proof simulate chaos chaos-peers soak upstream lint format fuzz bench bench-quick numbers docs servers clean
@@ -46,12 +50,13 @@ help:  ## Show this list
 demo: $(VENV)/.demo  ## Kill a worker in mid-task and watch another take over (under two minutes)
 	@$(BIN)/python examples/quickstart/demo.py
 
-test: lint servers  ## Lint, then run all tests and show the slowest
+# All that it needs can be made side by side, as CI does.
+test: lint servers $(if $(TESTS),,$(OLDEST)/.dev)  ## Lint, then run all tests and show the slowest
 	$(BIN)/python -m pytest $(SPREAD) $(TESTS)
 	$(if $(TESTS),,@$(MAKE) --no-print-directory test-oldest)
 
-test-oldest: .venv-celery-$(firstword $(CELERIES))/.dev  ## Try what is worn thinnest on the oldest supported Celery
-	.venv-celery-$(firstword $(CELERIES))/bin/python -m pytest $(SPREAD) -m oldest tests/unit tests/worker
+test-oldest: $(OLDEST)/.dev  ## Try what is worn thinnest on the oldest supported Celery
+	$(OLDEST)/bin/python -m pytest $(SPREAD) -m oldest tests/unit tests/worker
 
 test-versions: servers $(CELERIES:%=test-celery-%)  ## Run all tests on each supported Celery (half an hour)
 
@@ -109,7 +114,8 @@ docs: $(VENV)/.docs  ## Build the documentation; a warning is an error
 	@echo "docs/_build/html/index.html"
 
 # Without apt the tests of what is missing are left out, and fail in CI.
-servers:  ## Install the servers that the tests start, where apt can
+# After the environment, which may need apt as well: of two at once, one fails.
+servers: | $(BIN)/python  ## Install the servers that the tests start, where apt can
 	@command -v dpkg-query >/dev/null || exit 0; missing=; \
 	for each in $(SERVERS); do \
 	  dpkg-query -W -f '$${Status}' $$each 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$each"; \
