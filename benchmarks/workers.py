@@ -77,13 +77,16 @@ def throughput(setting: Setting, tasks: int, *, claimed: bool, task: str, args: 
 def drain(connection: Any, tasks: int) -> float:
     """Wait until the queue is empty; how many messages it lost per second."""
     started: tuple[float, int] | None = None
+    before = time.perf_counter(), tasks
     deadline = time.monotonic() + PATIENCE
     with connection.channel() as channel:
         while True:
             left = waiting(channel)
             now = time.perf_counter()
             if started is None and left <= tasks * 5 // 6:
-                started = now, left
+                # All of a few may be gone between two looks.
+                started = (now, left) if left else before
+            before = now, left
             if left == 0 and started is not None:
                 return started[1] / (now - started[0])
             if time.monotonic() > deadline:
