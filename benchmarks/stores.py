@@ -294,7 +294,7 @@ def growth(name: str, target: float, opened: Callable[[], Opened], calls: int) -
 
 
 def _grown(opened: Callable[[], Opened], most: int, calls: int, scale: Scale) -> Iterator[float]:
-    many = scale.of(most, most // 50)
+    many = scale.of(most, most // 200)
     with opened() as (small, _), opened() as (large, _):
         number = numbers()
         hour = 3_600_000
@@ -314,14 +314,15 @@ def cleanup(name: str, target: float, opened: Callable[[], Opened], calls: int) 
 
     def pairs(scale: Scale) -> Iterator[float]:
         expired = scale.of(100_000, 2_000) // scale.pairs
+        each = scale.of(calls, calls // 5)
         with opened() as (store, _):
             for _ in range(scale.pairs):
                 old = numbers()
                 for first in range(0, expired, 1000):
                     ids = range(first, min(first + 1000, expired))
                     claim(store, [old(n) for n in ids], 1)
-                alone = latencies(store, calls, lambda: False)
-                yield percentile(while_sweeping(store, calls), 99) / percentile(alone, 99)
+                alone = latencies(store, each, lambda: False)
+                yield percentile(while_sweeping(store, each), 99) / percentile(alone, 99)
 
     return at_most(name, target, pairs)
 
@@ -380,7 +381,7 @@ def redis_bytes(name: str, target: float, *, finished: bool) -> Measure:
     """Bytes of the server's memory for each record."""
 
     def pairs(scale: Scale) -> Iterator[float]:
-        count = scale.of(50_000, 5_000)
+        count = scale.of(50_000, 2_000)
         for _ in range(scale.pairs):
             with redis() as (store, client):
                 number = numbers()
@@ -401,7 +402,7 @@ def row_bytes(
     """Bytes on the disk for each finished record, its index included."""
 
     def pairs(scale: Scale) -> Iterator[float]:
-        count = scale.of(50_000, 5_000)
+        count = scale.of(50_000, 2_000)
         for _ in range(scale.pairs):
             with opened() as (store, other):
                 number = numbers()
