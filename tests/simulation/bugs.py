@@ -489,10 +489,10 @@ HUNTS: tuple[Hunt, ...] = (
         BACK,
         _faults("crash", broker="redis", workers=3),
     ),
-    Hunt(trust_runs_from_the_answer, EXCLUSIVE, _faults("pause")),
+    Hunt(trust_runs_from_the_answer, EXCLUSIVE, _faults("pause", every=0.05)),
     Hunt(the_broker_is_told_twice, "MessageStateError", _faults("pause")),
     Hunt(a_body_starts_without_looking, TOLD, _faults("pause")),
-    Hunt(an_old_answer_confirms_a_start, TOLD, _faults("pause", "store lost")),
+    Hunt(an_old_answer_confirms_a_start, TOLD, _faults("pause", "store lost", pool="threads")),
     Hunt(a_loss_is_ignored, TOLD, _faults("pause", pool="prefork", workers=3)),
     Hunt(
         the_alarm_of_a_lost_connection_is_waited_for,
