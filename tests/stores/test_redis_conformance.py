@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from celery_claims.testing import Harness, StoreConformance, store_machine
+from hypothesis import settings
 
 from .redis_harness import RedisHarness
 
@@ -20,3 +21,6 @@ class TestRedisInSlots(StoreConformance):
 
 
 TestRedisAgainstTheModel = store_machine(RedisHarness).TestCase
+usual = TestRedisAgainstTheModel.settings
+# Of fifty steps each, every one of them many round trips: thousands of steps all the same.
+TestRedisAgainstTheModel.settings = settings(usual, max_examples=usual.max_examples * 3 // 5)
