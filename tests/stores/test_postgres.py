@@ -46,6 +46,7 @@ from tests.process.waiting import wait_until
 
 from .calls import every_call
 from .children import Child, error_of, in_child
+from .lost_replies import assert_done_once_and_answered_again
 from .postgres_harness import PostgresHarness
 from .postgres_server import PgBouncer, PostgresServer, a_server
 
@@ -169,27 +170,16 @@ class TestServer:
                 os.kill(pid, signal.SIGCONT)
             assert isinstance(store.claim([request("next")])[0], Success)
 
+    @pytest.mark.parametrize("fault", [Fault.LOSE_REPLIES, Fault.CUT_ON_REPLY])
     def test_lost_reply_is_answered_again(
-        self, server: PostgresServer, store: PostgresStore
+        self, server: PostgresServer, store: PostgresStore, fault: Fault
     ) -> None:
+        """What was done is answered again, and not done twice, by every verb."""
         grant(store, "warm")
         with Proxy(server.port) as proxy:
             url = store.name.replace(str(server.port), str(proxy.port))
             with PostgresStore(url, timeout=2.0) as through:
-                asked = request()
-                token = grant(through, "first")
-                for fault in (Fault.LOSE_REPLIES, Fault.CUT_ON_REPLY):
-                    proxy.fault = fault
-                    with pytest.raises(StoreUnavailable):
-                        through.claim([asked])
-                    with pytest.raises(StoreUnavailable):
-                        through.settle([Settlement(token, Outcome.SUCCESS, KEEP)])
-                    proxy.fault = Fault.NONE
-                    again = through.claim([asked])[0]
-                    assert isinstance(again, Success)
-                    settled = through.settle([Settlement(token, Outcome.SUCCESS, KEEP)])[0]
-                    assert isinstance(settled, Settled)
-                assert store.lookup([("q", "t")])[0] is not None
+                assert_done_once_and_answered_again(store, through, proxy, fault)
 
 
 class TestIsolation:

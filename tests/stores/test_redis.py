@@ -20,7 +20,6 @@ from celery_claims.protocol import (
     ClaimRequest,
     ClaimToken,
     Delivery,
-    Ended,
     Finished,
     Lost,
     Outcome,
@@ -39,6 +38,7 @@ from tests.process.proxy import Fault, Proxy
 from tests.process.waiting import wait_until
 
 from .children import in_child
+from .lost_replies import assert_done_once_and_answered_again
 from .redis_server import RedisServer, paused
 
 LEASE = 30_000
@@ -218,27 +218,7 @@ class TestFaults:
             Proxy(server.port) as proxy,
             RedisStore(f"redis://127.0.0.1:{proxy.port}", timeout=SOON) as remote,
         ):
-
-            def lost(call: Any) -> Any:
-                """The answer to the repeated call; the first one's is lost."""
-                remote.lookup([("q", "t")])
-                before, proxy.fault = proxy.lost, fault
-                with pytest.raises(errors.StoreUnavailable):
-                    call()
-                assert proxy.lost > before
-                proxy.fault = Fault.NONE
-                return call()
-
-            asked = request()
-            token = granted(lost(lambda: remote.claim([asked]))[0])
-            assert store.lookup([("q", "t")])[0].token == token.token  # type: ignore[union-attr]
-            assert isinstance(lost(lambda: renew(remote, token)), Renewed)
-            given_back = Settlement(token, Outcome.NACKED, KEEP, counted=True)
-            assert isinstance(lost(lambda: remote.settle([given_back]))[0], Settled)
-            second = claim(remote)
-            assert store.lookup([("q", "t")])[0].deliveries == 1  # type: ignore[union-attr]
-            assert isinstance(lost(lambda: release(remote, second)), Settled)
-            assert isinstance(renew(remote, second), Ended)
+            assert_done_once_and_answered_again(store, remote, proxy, fault)
 
     def test_cut_connections_are_made_anew(self, server: RedisServer, store: RedisStore) -> None:
         with (
