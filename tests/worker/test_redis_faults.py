@@ -27,6 +27,7 @@ from tests.stores.redis_server import RedisServer, Replicated, free_port
 from .redis_steps import SOON_BACK, finishes, in_hand, kill, on_redis, redis_of, wait_for_nothing
 from .steps import (
     LEASE,
+    POOLS,
     end_warm,
     events,
     freeze,
@@ -245,22 +246,36 @@ class TestConnections:
     @pytest.fixture
     def site(self, tmp_path: Path, proxy: Proxy) -> Iterator[Site]:
         broker = RedisBroker(tmp_path / "broker", port=proxy.port)
-        yield from a_site(tmp_path, broker, url="redis")
+        # A worker that waits for no other message notices nothing with some pools.
+        yield from a_site(tmp_path, broker, {"worker_prefetch_multiplier": 2}, url="redis")
 
-    @pytest.mark.oldest
-    @workers(1)
+    @pytest.mark.parametrize(
+        "pool",
+        [
+            pytest.param("prefork", marks=[workers(1), pytest.mark.oldest]),
+            *(pytest.param(pool, marks=workers(1, pool=pool)) for pool in POOLS[1:]),
+        ],
+    )
     def test_a_connection_that_breaks_in_mid_task(
-        self, celery_setup: ProcessSetup, proxy: Proxy
+        self, celery_setup: ProcessSetup, proxy: Proxy, pool: str
     ) -> None:
-        """Kombu puts the message back when it lets go of the connection, and it is held."""
+        """Kombu puts the message back when it lets go of the connection, and it is held.
+
+        A solo worker sees no more of its connection than of all else while its body runs.
+        """
         setup = celery_setup
+        # With greenlets it answers on a connection of its own, which must not break in the making.
+        wait_until(lambda: setup.app.control.ping(timeout=1), what="an answer to a ping")
         result = setup.app.signature("traps.late", ("end",)).apply_async()
         setup.journal.wait_for_runs(result.id)
         proxy.cut()
-        setup.worker.wait_for_log("Connection to broker lost")
-        wait_for_events(setup.worker, "held", result.id)
+        if pool != "solo":
+            setup.worker.wait_for_log("Connection to broker lost")
+            wait_for_events(setup.worker, "held", result.id)
         setup.gates.open("end")
         assert_finished_once(setup, result)
+        end_warm(setup.worker)
+        assert redis_of(setup).left() == 0
         assert len(setup.journal.runs(result.id)) == 1
 
     def test_a_connection_that_breaks_and_takes_its_task_along(
