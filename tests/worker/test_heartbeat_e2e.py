@@ -9,6 +9,9 @@ from tests.process.setup import ProcessSetup, publish_copies
 from tests.process.versions import ACKS_AT_ONCE
 from tests.process.waiting import stays, wait_until
 
+from .apps import celery_tasks
+from .apps.trap_tasks import HOLD_VARIABLE
+from .rabbits import AMQP
 from .steps import (
     ENDLESS,
     assert_all_acknowledged,
@@ -24,9 +27,8 @@ from .steps import (
     workers,
 )
 
-#: Seconds in which a worker with a full hand of held copies takes an unrelated task: kombu's
-#: embedded loop looks every two.
-SOON = 5.0
+#: Nothing that is held asks again by itself while a test lasts.
+SILENT = {HOLD_VARIABLE: "600"}
 
 
 @traps({"worker_prefetch_multiplier": 2}, max_hold=1.5, max_deliveries=2)
@@ -64,7 +66,7 @@ def test_an_unrelated_task_passes_fifty_held_copies(celery_setup: ProcessSetup) 
     wait_for_events(other, "held", long.id, 50)
     before = insides(setup, other)["questions"]
     unrelated = setup.app.signature("traps.late").apply_async()
-    setup.journal.wait_for_runs(unrelated.id, timeout=SOON)
+    setup.journal.wait_for_runs(unrelated.id)
     assert stays(lambda: len(setup.journal.runs(long.id)) == 1, 1.0)
     # One for the unrelated task; the pause between two questions of the line is seconds by now.
     assert insides(setup, other)["questions"] - before <= 8
@@ -73,6 +75,43 @@ def test_an_unrelated_task_passes_fifty_held_copies(celery_setup: ProcessSetup) 
     wait_for_events(setup.workers, "skipped", long.id, 50)
     assert_all_acknowledged(setup)
     assert len(setup.journal.runs(long.id)) == 1
+
+
+@pytest.mark.brokers("folder", "redis", "rabbitmq")
+@traps(AMQP, lease=ENDLESS)
+@workers(2, env=SILENT)
+def test_an_unrelated_task_waits_for_nothing_that_is_held(celery_setup: ProcessSetup) -> None:
+    """With a prefetch count of one it starts while the long task runs and its copies are held,
+    though none of them asks again and no lease ends. `make numbers` has the seconds: within one."""
+    setup = celery_setup
+    long = publish_copies(setup.app, setup.app.signature("traps.late", ("end",)), 51)
+    (run,) = setup.journal.wait_for_runs(long.id)
+    _, other = where(setup.workers, run.pid)
+    wait_for_events(other, "held", long.id, 50)
+    before = insides(setup, other)["questions"]
+    unrelated = setup.app.signature("traps.late").apply_async()
+    setup.journal.wait_for_end(unrelated.id)
+    # The only question is the unrelated task's.
+    assert insides(setup, other)["questions"] == before + 1
+    assert insides(setup, other)["waiting"] == 50
+    (run,) = setup.journal.runs(long.id)
+    assert run.is_running
+
+
+@pytest.mark.brokers("folder", "redis", "rabbitmq")
+@traps({**AMQP, "imports": [celery_tasks.MODULE]}, tasks=["*"], lease=ENDLESS)
+@workers(1, concurrency=2, env=SILENT)
+def test_the_next_attempt_starts_when_the_one_before_it_lets_go(celery_setup: ProcessSetup) -> None:
+    """At once, and not when it would have asked again. `make numbers` has the seconds."""
+    setup = celery_setup
+    result = setup.app.signature("c.goes_on", ("end",)).apply_async()
+    wait_for_events(setup.worker, "held", result.id)
+    setup.gates.open("end")
+    first, second = setup.journal.wait_for_end(result.id, 2)
+    assert first.ended is not None
+    assert second.started > first.ended
+    assert (first.retries, second.retries) == (0, 1)
+    assert_all_acknowledged(setup)
 
 
 @traps(lease=ENDLESS, max_held=5)

@@ -45,7 +45,7 @@ def test_fifty_held_copies_eat_no_prefetch(celery_setup: ProcessSetup) -> None:
     result = publish_copies(celery_setup.app, signature, 51)
     wait_for_events(celery_setup.workers, "held", result.id, 50)
     other = celery_setup.app.signature("traps.late").apply_async()
-    celery_setup.journal.wait_for_end(other.id, timeout=10)
+    celery_setup.journal.wait_for_end(other.id)
     assert len(celery_setup.journal.runs(result.id)) == 1
     celery_setup.gates.open("end")
     wait_for_events(celery_setup.workers, "skipped", result.id, 50)

@@ -14,7 +14,7 @@ from celery import Task, shared_task
 from celery.backends.base import Backend
 from celery.backends.rpc import RPCBackend
 from celery.worker.control import inspect_command
-from celery_claims import claimed, current_claim
+from celery_claims import claimed, current_claim, holding
 from celery_claims.brokers import Fate
 from celery_claims.claims import installed
 from celery_claims.keeper import Keeper
@@ -33,6 +33,9 @@ from . import gates, journal
 CRASH_VARIABLE = "CELERY_TEST_CRASH"
 #: ``parent``: its worker dies with it.
 KILL_VARIABLE = "CELERY_TEST_KILL"
+
+#: Seconds after which a held delivery asks again by itself, for what must not wait for that.
+HOLD_VARIABLE = "CELERY_TEST_HOLD"
 
 
 def _deliveries() -> int | None:
@@ -169,6 +172,13 @@ def _noting(store: Callable[..., Any]) -> Callable[..., Any]:
         return store(self, task_id, result, state, *args, **kw)
 
     return store_result
+
+
+def hold_long() -> None:
+    """Arrange the pauses that ``HOLD_VARIABLE`` wants."""
+    seconds = os.environ.get(HOLD_VARIABLE)
+    if seconds is not None:
+        holding.FIRST_PAUSE = holding.LONGEST_PAUSE = float(seconds)
 
 
 def crash_once() -> None:

@@ -1,10 +1,11 @@
 """The trap tasks, claimed as the site's settings say."""
 
 from .claimed import app
-from .trap_tasks import count_questions, crash_once, note_results
+from .trap_tasks import count_questions, crash_once, hold_long, note_results
 
 __all__ = ["app"]
 
 note_results()
 count_questions()
 crash_once()
+hold_long()
