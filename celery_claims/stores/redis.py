@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ..errors import InvalidArgument, StoreCorrupt
-from ..native import monotonic
 from ..protocol import (
     AlreadyClaimed,
     Attempt,
@@ -50,6 +49,7 @@ from .redis_record import (
     shard_of,
     slot_of,
 )
+from .redis_registry import Registry
 from .redis_scan import Reader
 from .redis_url import parse_url
 
@@ -60,9 +60,6 @@ T = TypeVar("T")
 #: Most tasks of one script call: a millisecond or two of the server, which does nothing else then.
 #: Between the calls of one round trip it serves others.
 CHUNK = 100
-
-#: Seconds after which a shard is written down again: a flushed server may have forgotten it.
-REGISTER_EVERY = 60.0
 
 _SUCCESS, _ORPHANED, _TOOK_OVER, _EXHAUSTED, _ALREADY, _FINISHED, _SUPERSEDED = range(7)
 _DONE, _ENDED, _LOST, _UNKNOWN = range(4)
@@ -116,9 +113,8 @@ class RedisStore(Store):
         self._prefix = target.prefix
         self._slots = target.slots
         self._waits = target.wait_replicas > 0
-        self._registry = target.prefix + b"shards"
-        self._registered: dict[bytes, float] = {}
         self._link = Link(target, timeout)
+        self._registry = Registry(self._link, target.prefix, clock_offset)
         self._reader = Reader(self._link, target, self.shards, clock_offset)
 
     def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimAnswer]:
@@ -167,6 +163,7 @@ class RedisStore(Store):
             ((each.queue, each.task_id) for each in batch),
             ([_TWO.pack(each.token, each.expires_at)] for each in batch),
         )
+        self._registry.retire()
         return [bool(row[1]) for row in rows]
 
     def census(self, queue: str | None = None) -> Census:
@@ -187,9 +184,9 @@ class RedisStore(Store):
         self._link.close()
 
     def shards(self, queue: str | None) -> list[Shard]:
-        """The shards of a queue, or all that were ever claimed in."""
+        """The shards of a queue, or all in which something may be claimed."""
         if queue is None:
-            return [Shard(self._prefix, tag) for tag in self._link.ask("SMEMBERS", self._registry)]
+            return self._registry.shards()
         if self._slots == 1:
             return [shard_of(self._prefix, queue, None)]
         return [shard_of(self._prefix, queue, slot) for slot in range(self._slots)]
@@ -261,8 +258,12 @@ class RedisStore(Store):
         rows: list[Any] = [None] * count
         if not groups:
             return rows
-        due = [group.shard for group in groups if self._is_due(group.shard)] if writes else []
-        self._register(due)
+        due = (
+            [group.shard for group in groups if self._registry.is_due(group.shard)]
+            if writes
+            else []
+        )
+        self._registry.note(due)
         calls = [Call(script, group.keys, group.arguments) for group in groups]
         try:
             replies = self._link.run(calls, writes=writes)
@@ -273,18 +274,8 @@ class RedisStore(Store):
         for group, reply in zip(groups, replies, strict=True):
             group.spread(rows, reply, form)
             if writes and reply[1] and group.shard not in due:
-                self._register([group.shard])
+                self._registry.note([group.shard])
         return rows
-
-    def _is_due(self, shard: Shard) -> bool:
-        return monotonic() - self._registered.get(shard.name, -math.inf) >= REGISTER_EVERY
-
-    def _register(self, shards: Sequence[Shard]) -> None:
-        """Write shards down for scans, before anything is claimed in them."""
-        if shards:
-            names = [shard.name for shard in shards]
-            self._link.ask("SADD", self._registry, *names)
-            self._registered.update(dict.fromkeys(names, monotonic()))
 
     def _decode(
         self, decode: Callable[[Any, Row], T], batch: Sequence[Any], rows: Sequence[Row]

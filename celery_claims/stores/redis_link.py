@@ -46,6 +46,10 @@ _driver: Any = redis
 WAIT_SHARE = 0.8
 
 
+#: Scripts that take no shard.
+ALONE = ("elect", "register", "retire")
+
+
 class Script:
     """A script and the digest that the server knows it by."""
 
@@ -58,7 +62,7 @@ def load_script(name: str) -> Script:
     """A file of ``lua/``, after what all scripts that take a shard share."""
     folder = files(__package__).joinpath("lua")
     source = folder.joinpath(f"{name}.lua").read_text("utf-8")
-    if name == "elect":
+    if name in ALONE:
         return Script(source)
     return Script(folder.joinpath("record.lua").read_text("utf-8") + source)
 

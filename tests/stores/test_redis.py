@@ -30,7 +30,7 @@ from celery_claims.protocol import (
     Success,
     TookOver,
 )
-from celery_claims.stores import View, open_store
+from celery_claims.stores import View, open_store, redis_registry
 from celery_claims.stores.redis import RedisStore
 from redis.crc import key_slot
 
@@ -706,3 +706,91 @@ class TestLimits:
         assert sorted(seen) == sorted(f"t{number}" for number in range(30))
         assert pages > 3
         assert isinstance(store.claim([request("t1")])[0], Finished)
+
+
+class TestShards:
+    """Which shards a scan asks: a queue for each customer must not make every sweep slower."""
+
+    DAY = 86_400_000
+
+    @pytest.fixture
+    def times(self) -> list[int]:
+        return [0]
+
+    @pytest.fixture
+    def store(self, server: RedisServer, times: list[int]) -> Iterator[RedisStore]:
+        with open_store(server.url, clock_offset=lambda: times[0], prefix="shards:") as store:
+            assert isinstance(store, RedisStore)
+            yield store
+        for key in server.ask("KEYS", "shards:*"):
+            server.ask("DEL", key)
+
+    def known(self, server: RedisServer) -> set[str]:
+        return {tag.decode() for tag in server.ask("ZRANGE", "shards:shards", 0, -1)}
+
+    def sweep(self, server: RedisServer, times: list[int]) -> None:
+        """As a worker does that has just started."""
+        with open_store(server.url, clock_offset=lambda: times[0], prefix="shards:") as other:
+            other.expire([], keep_ms=1000)
+
+    def test_one_that_is_empty_and_unused_for_a_day_is_forgotten(
+        self, server: RedisServer, store: RedisStore, times: list[int]
+    ) -> None:
+        release(store, claim(store, "t", "gone"))
+        times[0] = self.DAY - 1000
+        self.sweep(server, times)
+        assert self.known(server) == {"gone"}
+        times[0] = self.DAY + 1000
+        self.sweep(server, times)
+        assert self.known(server) == set()
+
+    def test_one_in_which_something_is_claimed_stays_and_hides_no_other(
+        self, server: RedisServer, store: RedisStore, times: list[int], monkeypatch: Any
+    ) -> None:
+        monkeypatch.setattr(redis_registry, "RETIRE_AT_ONCE", 1)
+        claim(store, "t", "a")
+        release(store, claim(store, "t", "b"))
+        times[0] = self.DAY + 1000
+        self.sweep(server, times)
+        assert self.known(server) == {"a", "b"}
+        self.sweep(server, times)
+        assert self.known(server) == {"a"}
+        assert [r.task_id for r in store.scan(View.ORPHANED).records] == ["t"]
+
+    def test_one_that_is_used_again_meanwhile_stays(
+        self, server: RedisServer, store: RedisStore, times: list[int], monkeypatch: Any
+    ) -> None:
+        """Whoever writes in it has noted it before: between the two looks of a sweep as well."""
+        release(store, claim(store, "t", "again"))
+        times[0] = self.DAY + 1000
+        empty = redis_registry.Registry._is_empty
+
+        def claimed_since(registry: redis_registry.Registry, shard: Any) -> bool:
+            found = empty(registry, shard)
+            with open_store(server.url, clock_offset=lambda: times[0], prefix="shards:") as other:
+                claim(other, "u", "again")
+            return found
+
+        monkeypatch.setattr(redis_registry.Registry, "_is_empty", claimed_since)
+        self.sweep(server, times)
+        assert self.known(server) == {"again"}
+
+    def test_one_that_is_forgotten_is_noted_before_it_is_written_in(
+        self, server: RedisServer, store: RedisStore, times: list[int], monkeypatch: Any
+    ) -> None:
+        release(store, claim(store, "t", "back"))
+        times[0] = self.DAY + 1000
+        self.sweep(server, times)
+        monkeypatch.setattr(redis_registry, "REGISTER_EVERY", 0.0)
+        claim(store, "u", "back")
+        assert self.known(server) == {"back"}
+        assert [r.task_id for r in store.scan(View.LIVE).records] == ["u"]
+
+    def test_somebody_elses_key_in_its_place_stays_to_be_told(
+        self, server: RedisServer, store: RedisStore, times: list[int]
+    ) -> None:
+        release(store, claim(store, "t", "theirs"))
+        server.ask("SET", "shards:{theirs}.c", "no hash")
+        times[0] = self.DAY + 1000
+        self.sweep(server, times)
+        assert self.known(server) == {"theirs"}
