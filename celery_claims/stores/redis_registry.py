@@ -16,8 +16,8 @@ __all__ = ["Registry"]
 #: Seconds after which a shard is written down again: a flushed server may have forgotten it.
 REGISTER_EVERY = 60.0
 
-#: Milliseconds after which a shard in which nobody wrote may be forgotten, if nothing is claimed in
-#: it: no scan asks it any more. Long beyond ``REGISTER_EVERY``, so that nobody writes there unnoted.
+#: Milliseconds after which a shard in which nobody wrote may be forgotten, if nothing is claimed
+#: in it: no scan asks it any more. Far beyond ``REGISTER_EVERY``: nobody writes there unnoted.
 RETIRE_AFTER = 86_400_000
 #: Seconds between two looks at such shards, and how many are looked at.
 RETIRE_EVERY, RETIRE_AT_ONCE = 300.0, 100

@@ -40,5 +40,7 @@ def test_nothing_is_lost_and_no_stale_write_is_taken(
     found = json.loads(numbers.read_text())
     assert found["violations"] == []
     assert (found["lost"], found["stale_accepted"]) == (0, 0)
-    assert found["finished"] + found["swallowed"] == found["sent"] > 40
+    explained = sum(found[name] for name in ("swallowed", "unclaimed", "unsent"))
+    assert found["finished"] + explained == found["sent"] > 40
+    assert explained <= found["sent"] / 20
     assert sum(found["faults"].values()) > 3
