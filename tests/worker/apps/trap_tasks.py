@@ -14,7 +14,7 @@ from celery import Task, shared_task
 from celery.backends.base import Backend
 from celery.backends.rpc import RPCBackend
 from celery.worker.control import inspect_command
-from celery_claims import claimed, current_claim, holding
+from celery_claims import claimed, current_claim, desk, holding
 from celery_claims.brokers import Fate
 from celery_claims.claims import installed
 from celery_claims.keeper import Keeper
@@ -178,7 +178,7 @@ def hold_long() -> None:
     """Arrange the pauses that ``HOLD_VARIABLE`` wants."""
     seconds = os.environ.get(HOLD_VARIABLE)
     if seconds is not None:
-        holding.FIRST_PAUSE = holding.LONGEST_PAUSE = float(seconds)
+        holding.FIRST_PAUSE = holding.LONGEST_PAUSE = desk.LONGEST_PAUSE = float(seconds)
 
 
 def crash_once() -> None:
