@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,11 @@ def wait_for(worker: LocalProcess, text: str, count: int = 1) -> None:
     )
 
 
+def tokens(worker: LocalProcess) -> set[int]:
+    """The tokens that its frames were logged under."""
+    return {int(token) for token in re.findall(r"under token (\d+)", log(worker))}
+
+
 def run(env: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *argv],
@@ -70,14 +76,18 @@ def run(env: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
 def test_a_killed_workers_film_is_rendered(
     env: dict[str, str], workers: list[LocalProcess]
 ) -> None:
-    """Back soon, though the visibility timeout is an hour."""
+    """Taken over under a higher token, from its first frame on, though the visibility timeout is an
+    hour."""
     sent = run(env, "-c", "from app import render; render.delay('Metropolis', 4)")
     assert sent.returncode == 0, sent.stderr
     wait_until(lambda: [w for w in workers if "frame 0" in log(w)], PATIENCE, what="a first frame")
     killed, other = sorted(workers, key=lambda worker: "frame 0" not in log(worker))
     killed.signal_all("SIGKILL")
     wait_for(other, "frame 3")
-    assert "taken_over task app.render" in log(other) or "claimed" in log(other)
+    assert log(other).count("taken_over task app.render[") == 1
+    assert [log(other).count(f"frame {frame} of") for frame in range(4)] == [1] * 4
+    (before,), (after,) = tokens(killed), tokens(other)
+    assert after > before
 
 
 def test_twenty_messages_are_one_run(env: dict[str, str], workers: list[LocalProcess]) -> None:
