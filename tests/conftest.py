@@ -33,7 +33,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    if not config.getoption("--docker"):
+    if config.getoption("--docker"):
+        from tests.process import kinds
+
+        config.pluginmanager.register(kinds, "celery-in-containers")
+    else:
         # Registered after the plugin's own, these fixtures go over them.
         from tests.process import fixtures
 

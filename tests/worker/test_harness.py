@@ -27,6 +27,8 @@ from tests.process.redis_broker import RedisBroker
 from tests.process.setup import ProcessSetup, Site, publish_copies
 from tests.process.waiting import TIMEOUT, WaitTimeout, stays, wait_until
 
+HERE = "tests/worker/test_harness.py"
+
 
 def is_alive(pid: int) -> bool:
     """Whether it is there and not only its exit code."""
@@ -298,6 +300,24 @@ def test_the_docker_option_chooses_whose_fixtures_run(
     assert all(come_from in line for line in lines)
     # A test that needs a local process is left out on Docker.
     assert ("test_a_gate" in shown) == (not option)
+
+
+def test_with_the_docker_option_every_test_can_be_collected() -> None:
+    """Those that need local processes are left out, and are no errors."""
+    shown = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "--docker", "--collect-only", "--quiet"),
+            *("-p", "no:cacheprovider", "tests"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stdout
+    collected = [line.partition("[")[0] for line in shown.stdout.splitlines() if "::" in line]
+    assert set(collected) == {f"{HERE}::test_a_plain_setup_answers_its_ping"}
 
 
 def test_two_threads_take_turns_at_a_pool_that_grows() -> None:
