@@ -65,6 +65,7 @@ test-celery-%: .venv-celery-%/.dev
 
 proof: servers $(VENV)/.dev  ## Prove every store linearizable while everything breaks (half an hour)
 	$(BIN)/python -m tests.proof.run $(PROOF)
+	$(if $(PROOF),,HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(SPREAD) --timeout 0 tests/stores -k AgainstTheModel)
 
 simulate: $(VENV)/.dev  ## Simulate workers through 5,000 seeds of faults (two minutes)
 	$(BIN)/python -m tests.simulation $(SIMULATE)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from unittest import TestCase
+
 from celery_claims.testing import Harness, StoreConformance, store_machine
+from hypothesis import settings
 
 from .harnesses import MemoryHarness, SQLiteHarness
 
@@ -17,5 +21,17 @@ class TestSQLite(StoreConformance):
         return SQLiteHarness()
 
 
-TestMemoryAgainstTheModel = store_machine(MemoryHarness).TestCase
-TestSQLiteAgainstTheModel = store_machine(SQLiteHarness).TestCase
+def against_the_model(make: Callable[[], Harness], times: int) -> type[TestCase]:
+    """So many times the usual number of interleavings, of fifty steps each."""
+    case: type[TestCase] = store_machine(make).TestCase
+    usual = case.settings
+    case.settings = settings(usual, max_examples=usual.max_examples * times)
+    return case
+
+
+# Cheap, so that they bear the most; `make proof` tries thousands on every store. In parts, which
+# run side by side.
+TestMemoryAgainstTheModel = against_the_model(MemoryHarness, 3)
+TestMemoryAgainstTheModelOnceMore = against_the_model(MemoryHarness, 3)
+TestSQLiteAgainstTheModel = against_the_model(SQLiteHarness, 1)
+TestSQLiteAgainstTheModelOnceMore = against_the_model(SQLiteHarness, 1)
