@@ -13,8 +13,11 @@ from pathlib import Path
 
 import celery_claims
 import pytest
+from click.testing import CliRunner
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+from benchmarks import promises
 
 PACKAGE = Path(celery_claims.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -151,6 +154,24 @@ def test_the_numbers_are_those_promised() -> None:
     )
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert re.search(r"^redis +1 / 0 +20 / 1 +1 / 0 ", shown.stdout, re.MULTILINE), shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "kept"),
+    [("1 / 0", True), ("2 / 0", False), ("1 / 1", False), ("8.0 s", True), ("8.1 s", False)],
+)
+def test_a_number_that_is_not_as_promised_fails(
+    monkeypatch: pytest.MonkeyPatch, number: str, kept: bool
+) -> None:
+    """``make numbers`` is a test, and not only a table."""
+    is_time = number.endswith("s")
+    (story,) = (
+        story for story in promises.STORIES if ("SIGKILL" if is_time else "20 times") in story.name
+    )
+    monkeypatch.setattr(promises, "told", lambda *_, claimed: number if claimed else "20 / 1")
+    shown = CliRunner().invoke(promises.main, ["--broker", "redis", "--only", story.name])
+    assert shown.exit_code == (0 if kept else 1), shown.output
+    assert ("promised " + story.promised in shown.output) == (not kept)
 
 
 def test_the_changelog_has_a_place_for_the_next_release() -> None:

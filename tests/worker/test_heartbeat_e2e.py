@@ -102,7 +102,7 @@ def test_an_unrelated_task_waits_for_nothing_that_is_held(celery_setup: ProcessS
 @traps({**AMQP, "imports": [celery_tasks.MODULE]}, tasks=["*"], lease=ENDLESS)
 @workers(1, concurrency=2, env=SILENT)
 def test_the_next_attempt_starts_when_the_one_before_it_lets_go(celery_setup: ProcessSetup) -> None:
-    """At once, and not when it would have asked again. `make numbers` has the seconds."""
+    """What was held behind it by the same worker does not wait until it would have asked again."""
     setup = celery_setup
     result = setup.app.signature("c.goes_on", ("end",)).apply_async()
     wait_for_events(setup.worker, "held", result.id)
