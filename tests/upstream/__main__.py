@@ -79,8 +79,8 @@ def run(folder: Path, files: tuple[str, ...], *, claimed: bool) -> Outcomes:
         env = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT))),
-            "TEST_BROKER": f"{server.url}/0",
-            "TEST_BACKEND": f"{server.url}/1",
+            "TEST_BROKER": f"redis://localhost:{server.port}/0",
+            "TEST_BACKEND": f"redis://localhost:{server.port}/1",
             "REDIS_HOST": "localhost",
             "REDIS_PORT": str(server.port),
             CLAIMED: "1" if claimed else "",
