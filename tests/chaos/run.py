@@ -8,6 +8,7 @@ import random
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tests.process.waiting import WaitTimeout, stays, wait_until
 from .environment import LEDGER, PROTECTION
 from .faults import Faults
 from .load import KINDS, Load
-from .trace import Message, commands_in, dropped_in, told, traces, unanswered_in
+from .trace import UNACKED, Message, commands_in, dropped_in, told, traces, unanswered_in
 from .verdict import Verdict, judge
 from .world import Plan, World, made
 
@@ -40,6 +41,9 @@ _SEEN = re.compile(
 )
 #: A grant in a log: the id, and the retries of its attempt.
 _GRANT = re.compile(rf"\[({_ID})\]: token \d+, attempt \(\d+, (\d+)\)")
+
+#: What a gate says first of a message, and again when it is held no more.
+_AT_THE_GATE = re.compile(rf"\b(claimed|taken_over|held|skipped) task \S+\[({_ID})\]:")
 
 Tell = Callable[[str], None]
 
@@ -186,14 +190,32 @@ def came_to_rest(
 
 
 def unclaimed_in(found: Mapping[Message, list[str]], logs: Mapping[str, str]) -> Mapping[str, int]:
-    """Tasks whose messages are unacknowledged at the end, under an attempt that nobody was granted;
-    with the retries of that attempt."""
-    granted = set(_GRANT.findall("\n".join(logs.values())))
+    """Tasks that the broker gave away once more than any worker heard of: a message of each is
+    unacknowledged, and its worker died before it asked for a claim, or its connection broke while
+    kombu noted it. By id, with the retries of the newest attempt."""
+    given: Counter[str] = Counter()
+    for message, way in found.items():
+        given[message.task_id] += way.count(UNACKED)
+    heard = heard_in(logs)
     return {
         task_id: retries
         for task_id, retries in unanswered_in(found).items()
-        if (task_id, str(retries)) not in granted
+        if given[task_id] > heard[task_id]
     }
+
+
+def heard_in(logs: Mapping[str, str]) -> Counter[str]:
+    """How many deliveries of each task the gates tell of; what is held is told of again later."""
+    heard: Counter[str] = Counter()
+    for log in logs.values():
+        held: Counter[str] = Counter()
+        for event, task_id in _AT_THE_GATE.findall(log):
+            if event != "held" and held[task_id]:
+                held[task_id] -= 1
+                continue
+            heard[task_id] += 1
+            held[task_id] += event == "held"
+    return heard
 
 
 def seen_in(logs: Mapping[str, str]) -> set[str]:

@@ -104,20 +104,29 @@ def test_the_newest_attempt_is_what_was_dropped() -> None:
     assert dropped_in(found) == {"a": 1}
 
 
+TASK = "7dc9f681-1f52-4583-8862-a1cdfaeb5546"
+ONCE = [PUSHED, POPPED, UNACKED]
+CLAIMED = f"claimed task chaos.work[{TASK}]: token 17, attempt (0, 0)\n"
+HELD = f"held task chaos.work[{TASK}]: waits\n"
+
+
 @pytest.mark.parametrize(
-    ("way", "granted", "unclaimed"),
+    ("way", "logs", "unclaimed"),
     [
-        ([PUSHED, POPPED, UNACKED], False, True),
-        ([PUSHED, POPPED, UNACKED], True, False),
-        ([PUSHED, POPPED, UNACKED, ANSWERED], False, False),
-        ([PUSHED, POPPED, UNACKED, ANSWERED, PUSHED], False, False),
+        (ONCE, [""], True),
+        (ONCE, [CLAIMED], False),
+        (ONCE, [HELD], False),
+        ([*ONCE, ANSWERED, *ONCE], [CLAIMED], True),
+        ([*ONCE, ANSWERED, *ONCE], [HELD + CLAIMED], True),
+        ([*ONCE, ANSWERED, *ONCE], [CLAIMED, HELD], False),
+        ([*ONCE, ANSWERED], [""], False),
+        ([*ONCE, ANSWERED, PUSHED], [""], False),
     ],
 )
-def test_only_what_nobody_was_granted_waits_for_the_visibility_timeout(
-    way: list[str], granted: bool, unclaimed: bool
+def test_what_no_worker_heard_of_waits_for_the_visibility_timeout(
+    way: list[str], logs: list[str], *, unclaimed: bool
 ) -> None:
-    """Of what was claimed a sweep knows; and what is in its queue waits for a worker."""
-    task_id = "7dc9f681-1f52-4583-8862-a1cdfaeb5546"
-    log = f"claimed task chaos.work[{task_id}]: token 17, attempt (0, 0)" if granted else ""
-    found = {Message(task_id, 0, "first"): way, Message(task_id, 0, "copy"): [PUSHED, POPPED]}
-    assert unclaimed_in(found, {"w1": log}) == ({task_id: 0} if unclaimed else {})
+    """Of what reached a gate a sweep knows; and what is in its queue waits for a worker."""
+    found = {Message(TASK, 0, "first"): way, Message(TASK, 0, "copy"): [PUSHED, POPPED]}
+    told = {f"w{number}": log for number, log in enumerate(logs)}
+    assert unclaimed_in(found, told) == ({TASK: 0} if unclaimed else {})
