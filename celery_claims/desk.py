@@ -305,7 +305,7 @@ class Desk:
         """Time to renew: which leases, and which bodies have run too long."""
         actions = [Action(Do.STOP, case) for case in self._hung(now)]
         renewals = [
-            (case, self._renewal(case)) for case in self._active.values() if self._renews(case, now)
+            (case, self.renewal(case)) for case in self._active.values() if self._renews(case, now)
         ]
         return renewals, actions
 
@@ -326,6 +326,12 @@ class Desk:
             case.silent = True
             return []
         return self._lose(case)
+
+    def renewal(self, case: Case) -> Renewal:
+        """What to ask the store for a case under a claim."""
+        assert case.token is not None
+        started = case.phase is Phase.RUNNING and not case.start_known
+        return Renewal(case.token, round(case.incoming.lease * 1000), started=started)
 
     def unrenewed(self, now: float) -> list[Action]:
         """The store did not answer a renewal: strict bodies stop when their trust is over."""
@@ -462,11 +468,6 @@ class Desk:
         if case.silent or case.lost or case.token is None or (case.hung and not self.can_stop):
             return False
         return now - case.renewed_at >= case.incoming.lease / (2 * BEATS_PER_LEASE)
-
-    def _renewal(self, case: Case) -> Renewal:
-        assert case.token is not None
-        started = case.phase is Phase.RUNNING and not case.start_known
-        return Renewal(case.token, round(case.incoming.lease * 1000), started=started)
 
     def _ends(self, case: Case) -> Iterator[float]:
         if case.incoming.options.strict:

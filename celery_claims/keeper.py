@@ -16,7 +16,7 @@ from .headers import Passport
 from .host import HOST, Host
 from .native import allocate_lock
 from .parts import ask_in_parts
-from .protocol import ClaimAnswer, Lost, Outcome, RenewAnswer, Renewal, Settlement
+from .protocol import ClaimAnswer, Ended, Lost, Outcome, RenewAnswer, Renewal, Settlement
 from .settling import Ending
 from .stores import Store
 
@@ -178,6 +178,32 @@ class Keeper:
             # It sleeps past the end of this run, perhaps.
             self.wake_heartbeat()
 
+    def holds(self, case: Case) -> bool:
+        """Whether an end may be told to others: past the worker's trust only the store knows.
+
+        As for a body, who gets no answer goes on, unless the task is strict.
+        """
+        # Again if the process stood still for so long that the answer is old.
+        while not case.lost and (asked_at := self._clock()) >= case.trusted_until:
+            with self.lock:
+                renewal = self.desk.renewal(case)
+            try:
+                (answer,) = ask_in_parts(self.store.renew, [renewal])
+            except StoreError as error:
+                self.store_failed(error)
+                return not case.incoming.options.strict
+            self.store_answered()
+            if isinstance(answer, StoreError):
+                self._unreadable(case, answer)
+                return not case.incoming.options.strict
+            if isinstance(answer, Lost):
+                self.found_lost(case)
+                break
+            self.renewed(case, renewal, answer, asked_at)
+            if isinstance(answer, Ended):
+                break
+        return not case.lost
+
     def ended(self, case: Case, ending: Ending, *, recorded: bool) -> None:
         with self.lock:
             self.desk.ended(case, ending, recorded=recorded)
@@ -231,7 +257,7 @@ class Keeper:
         with self.lock:
             known, case.lost = case.lost, True
         if not known:
-            self.tell("lost", case, "its body found the claim gone")
+            self.tell("lost", case, "at its end it found the claim gone")
 
     def returned(self, case: Case, *, at_broker: bool, unsure: bool = False) -> list[Action]:
         """The body is over and the delivery is still ours: back to the gate.

@@ -27,6 +27,8 @@ __all__ = ["PoolWatch"]
 
 #: What a child leaves behind that did not live to report.
 DEADLY = (WorkerLostError, SystemExit, KeyboardInterrupt, MemoryError)
+#: Ends of which Celery tells the result backend here, and not where the body ran.
+TOLD_HERE = (Ending.WORKER_LOST, Ending.TIMED_OUT, Ending.TERMINATED, Ending.REJECTED)
 
 
 class PoolWatch:
@@ -178,6 +180,9 @@ class Watch:
         if case.grant_id != self._grant_id:
             return
         if case.lost or (case.hung and ending in (Ending.TERMINATED, Ending.WORKER_LOST)):
+            self._come_back(started=True)
+            return
+        if ending in TOLD_HERE and not recorded and not self._keeper.holds(case):
             self._come_back(started=True)
             return
         self._keeper.ended(case, ending, recorded=recorded)

@@ -18,6 +18,7 @@ from celery_claims.protocol import (
     Outcome,
     Record,
     Renewal,
+    Settlement,
     State,
     Success,
     TookOver,
@@ -80,6 +81,55 @@ def take_over(store: FlakyStore, clock: FakeClock, task_id: str = "id-1") -> Non
     request = ClaimRequest("celery", task_id, "w2", LEASE_MS, f"theirs-{task_id}", task_id)
     (answer,) = store.store.claim([request])
     assert isinstance(answer, TookOver)
+
+
+class TestHolds:
+    """What a worker may tell of a run whose end its own process did not live to tell."""
+
+    @pytest.fixture
+    def keeper(self, store: FlakyStore, clock: FakeClock) -> Keeper:
+        host = Host(clock=lambda: clock.now_us / 1e6)
+        return Keeper("w1@host", store, run_when_down=False, can_stop=True, host=host)
+
+    def test_within_its_trust_it_does_not_ask(self, keeper: Keeper, store: FlakyStore) -> None:
+        case = running(keeper)
+        store.fail("renew")
+        assert keeper.holds(case)
+
+    def test_past_it_the_store_says_so(
+        self, keeper: Keeper, store: FlakyStore, clock: FakeClock
+    ) -> None:
+        case = running(keeper)
+        clock.advance(LEASE_MS)
+        assert keeper.holds(case)
+        assert record(store).expires_at == clock.now_ms + LEASE_MS
+
+    def test_what_another_worker_was_granted_is_lost(
+        self, keeper: Keeper, store: FlakyStore, clock: FakeClock, events: list[ClaimEvent]
+    ) -> None:
+        case = running(keeper)
+        take_over(store, clock)
+        assert not keeper.holds(case)
+        assert not keeper.holds(case)
+        assert [event.name for event in events] == ["lost"]
+
+    def test_an_end_that_is_recorded_is_nobody_elses(
+        self, keeper: Keeper, store: FlakyStore, clock: FakeClock
+    ) -> None:
+        case = running(keeper)
+        assert case.token is not None
+        store.store.settle([Settlement(case.token, Outcome.SUCCESS, 1_000)])
+        clock.advance(LEASE_MS)
+        assert keeper.holds(case)
+
+    @pytest.mark.parametrize("strict", [False, True])
+    def test_without_an_answer_only_a_strict_task_says_nothing(
+        self, keeper: Keeper, store: FlakyStore, clock: FakeClock, strict: bool
+    ) -> None:
+        case = running(keeper, incoming(strict=strict))
+        clock.advance(LEASE_MS)
+        store.fail("renew")
+        assert keeper.holds(case) is not strict
 
 
 def record(store: FlakyStore, task_id: str = "id-1") -> Record:

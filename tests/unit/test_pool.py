@@ -57,6 +57,18 @@ def test_what_a_cold_shutdown_cuts_off_is_given_back(
     assert gate.over.called is (flag is not None)
 
 
+@pytest.mark.parametrize("told", ["error", "timeout"])
+@pytest.mark.parametrize("holds", [True, False])
+def test_an_end_is_told_here_only_under_the_claim(told: str, holds: bool) -> None:
+    """Told: Celery writes the failure of a lost or late child in the parent."""
+    watch, gate, keeper, _ = watched(late=True, cancelled=False)
+    watch._error = watch._timeout = callback = MagicMock()
+    keeper.holds.return_value = holds
+    watch.error(lost_child()) if told == "error" else watch.timeout(False, 5.0)
+    assert (callback.called, keeper.ended.called) == (holds, holds)
+    assert gate.come_back.call_args.kwargs.get("started", False) is not holds
+
+
 def test_only_a_pool_of_processes_has_its_flush_watched() -> None:
     """The others have no books, and looking into them would end the worker with its connection."""
     threads = MagicMock(spec=["flush"])

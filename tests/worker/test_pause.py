@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -12,8 +14,9 @@ from tests.process.nodes import ProcessWorker
 from tests.process.setup import ProcessSetup, Site, publish_copies
 from tests.process.waiting import wait_until
 
-from .apps.trap_tasks import CRASH_VARIABLE
+from .apps.trap_tasks import CRASH_VARIABLE, LATE_BEAT_VARIABLE
 from .steps import (
+    LEASE,
     assert_all_acknowledged,
     end_warm,
     freeze,
@@ -146,3 +149,29 @@ def test_a_frozen_end_is_not_recorded(site: Site, celery_setup_app: Celery) -> N
     assert finished.token == record.token
     end_warm(old, new)
     assert waiting(site.broker) == 0
+
+
+@traps({"worker_lost_wait": 0.1})
+def test_a_lost_child_is_not_told_of_a_task_that_another_worker_has(
+    site: Site, celery_setup_app: Celery
+) -> None:
+    """Told: the parent wakes up and finds its child gone before its heartbeat asks for the lease;
+    a failure must not reach the results, for the task is another's."""
+    late = celery_setup_app.signature("traps.late", ("end",))
+    frozen = site.start_worker(env={LATE_BEAT_VARIABLE: "2"}, log_level="DEBUG")
+    result = publish_copies(celery_setup_app, late, 1)
+    (run,) = site.journal.wait_for_runs(result.id)
+    other = site.start_worker(log_level="DEBUG")
+    freeze(site, frozen)
+    publish_copies(celery_setup_app, late, 1, task_id=result.id)
+    site.journal.wait_for_runs(result.id, 2)
+    time.sleep(2 * LEASE)
+    os.kill(run.pid, 9)
+    site.journal.note_dead(run.pid)
+    frozen.resume()
+    wait_for_events(frozen, "held", result.id)
+    site.gates.open("end")
+    (_, again) = site.journal.wait_for_end(result.id, 2)
+    wait_finished(site, result.id)
+    end_warm(frozen, other)
+    assert stored(site, result.id) == [(again.pid, "SUCCESS")]

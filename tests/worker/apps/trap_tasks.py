@@ -17,6 +17,7 @@ from celery.worker.control import inspect_command
 from celery_claims import claimed, current_claim, desk, holding
 from celery_claims.brokers import Fate
 from celery_claims.claims import installed
+from celery_claims.heartbeat import Heartbeat
 from celery_claims.keeper import Keeper
 from celery_claims.protocol import Record
 from celery_claims.run import Run
@@ -33,6 +34,8 @@ from . import gates, journal
 CRASH_VARIABLE = "CELERY_TEST_CRASH"
 #: ``parent``: its worker dies with it.
 KILL_VARIABLE = "CELERY_TEST_KILL"
+#: Seconds for which the first heartbeat after a pause is late: all else goes on before it.
+LATE_BEAT_VARIABLE = "CELERY_TEST_LATE_BEAT"
 
 #: Seconds after which a held delivery asks again by itself, for what must not wait for that.
 HOLD_VARIABLE = "CELERY_TEST_HOLD"
@@ -210,6 +213,22 @@ def crash_once() -> None:
         return fates
 
     Sweeper._give_back = giving_back  # type: ignore[method-assign]
+
+
+def beat_late() -> None:
+    """Arrange what ``LATE_BEAT_VARIABLE`` says."""
+    seconds = float(os.environ.get(LATE_BEAT_VARIABLE, "0"))
+    if not seconds:
+        return
+    run_once, last = Heartbeat.run_once, [time.monotonic()]
+
+    def beating(self: Heartbeat) -> Any:
+        before, last[0] = last[0], time.monotonic()
+        if last[0] - before > seconds:
+            time.sleep(seconds)
+        return run_once(self)
+
+    Heartbeat.run_once = beating  # type: ignore[method-assign]
 
 
 def _die_unless_dead_before() -> None:

@@ -1,7 +1,7 @@
 """The trap tasks, claimed as the site's settings say."""
 
 from .claimed import app
-from .trap_tasks import count_questions, crash_once, hold_long, note_results
+from .trap_tasks import beat_late, count_questions, crash_once, hold_long, note_results
 
 __all__ = ["app"]
 
@@ -9,3 +9,4 @@ note_results()
 count_questions()
 crash_once()
 hold_long()
+beat_late()
