@@ -305,6 +305,16 @@ def test_at_the_end_an_acknowledgement_does_not_take_the_loops_way(gate: Gate) -
     delivered._acknowledge.assert_not_called()
 
 
+def test_at_the_end_a_lost_run_acknowledges_nothing(gate: Gate) -> None:
+    """Nothing lost: its message, or a copy of it, is what another worker runs."""
+    delivered = deliver(gate)
+    delivered.pending = partial(delivered.acknowledge, "log", "errors")
+    delivered.case.lost = True
+    gate.closing()
+    delivered.message.ack_log_error.assert_not_called()
+    delivered._acknowledge.assert_not_called()
+
+
 def test_a_request_whose_claim_was_given_back_does_not_run(gate: Gate) -> None:
     """An older Celery lets the ETA timers of a lost connection go on."""
     gate._keeper.case.return_value = None
