@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
-from celery_claims import desk, tracer
+from celery_claims import desk, run, tracer
 from celery_claims.case import Case, Phase
 from celery_claims.delivered import Delivered
 from celery_claims.desk import Desk
@@ -19,7 +19,7 @@ from celery_claims.heartbeat import Heartbeat
 from celery_claims.holding import Lines
 from celery_claims.keeper import Keeper
 from celery_claims.pool import Watch
-from celery_claims.protocol import Outcome
+from celery_claims.protocol import Outcome, State
 from celery_claims.run import Run
 from celery_claims.settling import Decision, Ending, on_rejected
 from celery_claims.stores import memory
@@ -402,6 +402,106 @@ def out_of_deliveries_is_not_recorded() -> Any:
     return mock.patch.object(Keeper, "exhausted", exhausted)
 
 
+def sweeps_are_rare() -> Any:
+    """Ten times rarer than they should be."""
+    init = Heartbeat.__init__
+
+    def rarely(self: Heartbeat, *args: Any, sweep_every: float, **given: Any) -> None:
+        init(self, *args, sweep_every=10 * sweep_every, **given)
+
+    return mock.patch.object(Heartbeat, "__init__", rarely)
+
+
+def leases_are_honoured_too_long() -> Any:
+    """Two leases longer."""
+    decide = memory.decide_claim
+
+    def claim(record: Any, request: Any, now: int, token: int) -> Any:
+        if record is not None and record.state is State.CLAIMED:
+            record = replace(record, expires_at=record.expires_at + 2 * request.lease_ms)
+        return decide(record, request, now, token)
+
+    return mock.patch.object(memory, "decide_claim", claim)
+
+
+def strict_bodies_are_not_stopped() -> Any:
+    """When their trust is over."""
+    return mock.patch.object(Desk, "unrenewed", return_value=[])
+
+
+def a_grant_is_not_recognised() -> Any:
+    """By the claim that is asked for again."""
+    decide = memory.decide_claim
+
+    def claim(record: Any, request: Any, now: int, token: int) -> Any:
+        if record is not None:
+            record = replace(record, grant_id="")
+        return decide(record, request, now, token)
+
+    return mock.patch.object(memory, "decide_claim", claim)
+
+
+def an_end_without_an_answer_is_taken_for_recorded() -> Any:
+    """By the process that ran the body."""
+    finish = Run.finish
+
+    def finished(self: Run, outcome: Outcome) -> bool | None:
+        return None if finish(self, outcome) is None else True
+
+    return mock.patch.object(Run, "finish", finished)
+
+
+def a_late_end_without_an_answer_is_taken_for_recorded() -> Any:
+    """By the heartbeat."""
+
+    def recorded(self: Keeper, case: Case, settlement: Any, error: Any = None) -> None:
+        self.record_late(case, settlement, lost=False)
+
+    still = Keeper.still_unrecorded
+
+    def later(self: Keeper, case: Case, settlement: Any) -> bool:
+        still(self, case, settlement)
+        self.wake_heartbeat()
+        return False
+
+    return _all(
+        mock.patch.object(Keeper, "still_unrecorded", recorded),
+        mock.patch.object(Keeper, "_later", later),
+    )
+
+
+def nothing_is_given_back_at_shutdown() -> Any:
+    return mock.patch.object(Desk, "closing", return_value=[])
+
+
+def claims_are_cleaned_up_without_comparing() -> Any:
+    """Whatever they are by now, also live ones."""
+    decide = memory.decide_expire
+
+    def expire(record: Any, expiry: Any, now: int, keep_ms: int) -> Any:
+        if record is not None:
+            expiry = replace(expiry, token=record.token, expires_at=0)
+            record = replace(record, expires_at=0)
+        return decide(record, expiry, now, keep_ms)
+
+    return mock.patch.object(memory, "decide_expire", expire)
+
+
+def trust_leaves_nothing_for_clocks() -> Any:
+    def until(asked_at: float, lease: float) -> float:
+        return asked_at + lease
+
+    return _all(
+        mock.patch.object(desk, "trust_until", until),
+        mock.patch.object(run, "trust_until", until),
+    )
+
+
+def a_parent_tells_without_looking() -> Any:
+    """Of a child that was lost."""
+    return mock.patch.object(Keeper, "holds", return_value=True)
+
+
 def _never_set(kind: type, name: str) -> Any:
     return mock.patch.object(kind, name, property(lambda _: None, lambda *_: None))
 
@@ -447,6 +547,10 @@ class Hunt:
         deadly = changes.pop("deadly", "")
         if deadly:
             changes["work"] = _deadly(plan, deadly)
+        kind = changes.pop("kind", "")
+        if kind:
+            work = {task_id: replace(one, kind=kind) for task_id, one in plan.work.items()}
+            changes["work"] = work
         for name in ("every", "visibility"):
             if name in changes:
                 changes[name] *= plan.lease
@@ -487,7 +591,7 @@ HUNTS: tuple[Hunt, ...] = (
     Hunt(
         a_message_whose_claim_was_taken_over_is_forgotten,
         BACK,
-        _faults("crash", broker="redis", workers=3),
+        _faults("crash", broker="redis", workers=4, lease=30.0, every=0.3),
     ),
     Hunt(trust_runs_from_the_answer, EXCLUSIVE, _faults("pause", every=0.05)),
     Hunt(the_broker_is_told_twice, "MessageStateError", _faults("pause")),
@@ -529,5 +633,30 @@ HUNTS: tuple[Hunt, ...] = (
         a_takeover_that_was_not_heard_of_is_forgotten, POISON, {**DEADLY, **_faults("store lost")}
     ),
     Hunt(out_of_deliveries_is_not_recorded, LOST, DEADLY),
+    Hunt(
+        a_parent_tells_without_looking,
+        TOLD,
+        _faults("pause", "child", pool="prefork", workers=3, kind="sim.kept"),
+    ),
+    Hunt(sweeps_are_rare, BACK, _faults("crash", broker="redis")),
+    Hunt(
+        leases_are_honoured_too_long,
+        BACK,
+        # Often enough alone for nothing else to be to blame; a cleanup would free it too.
+        _faults("crash", broker="amqp", every=3.0, sweep_every=60.0, workers=4),
+    ),
+    Hunt(
+        strict_bodies_are_not_stopped,
+        TOLD,
+        _faults("store down", pool="prefork", every=1.0, kind="sim.strict", lease=30.0),
+    ),
+    Hunt(a_grant_is_not_recognised, BACK, _faults("store lost")),
+    Hunt(an_end_without_an_answer_is_taken_for_recorded, LOST, _faults("store lost")),
+    Hunt(
+        a_late_end_without_an_answer_is_taken_for_recorded, LOST, _faults("store down", every=0.4)
+    ),
+    Hunt(nothing_is_given_back_at_shutdown, BACK, _faults("restart")),
+    Hunt(claims_are_cleaned_up_without_comparing, FENCED, _faults("crash", "store lost")),
+    Hunt(trust_leaves_nothing_for_clocks, EXCLUSIVE, _faults("pause", "drift")),
     Hunt(a_strict_task_goes_on_without_an_answer, TOLD, _faults("store down")),
 )

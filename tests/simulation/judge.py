@@ -15,12 +15,15 @@ from celery_claims.case import Case
 from celery_claims.errors import DeliveriesExhausted
 from celery_claims.holding import LONGEST_PAUSE
 from celery_claims.protocol import (
+    AlreadyClaimed,
     Attempt,
     ClaimAnswer,
     ClaimRequest,
     Exhausted,
+    Expiry,
     Lost,
     Outcome,
+    Record,
     RenewAnswer,
     Renewal,
     Renewed,
@@ -33,7 +36,7 @@ from celery_claims.protocol import (
 from celery_claims.run import Run
 
 from .plan import Plan
-from .world import NEVER, Fate, Process, World
+from .world import EPOCH, NEVER, Fate, Process, World
 
 __all__ = ["Body", "Judge", "Part", "part_of"]
 
@@ -69,16 +72,23 @@ class Body:
             until = max(until, case.trusted_until)
         return self.process.clock() < until
 
+    def trusted_until(self) -> float:
+        """By its host's clock, as far as it and its worker can know."""
+        own = self.run.trusted_until if self.run is not None else 0.0
+        return max(own, self.case.trusted_until if self.case is not None else 0.0)
+
 
 @dataclass(eq=False)
 class Grant:
     """What became of one token.
 
     Parameters:
+        task_id: what it is of.
         token: its number.
         at: when it was granted.
         worker: whose it is.
         spent: it was granted only to report that nothing is left.
+        expires_at: when its lease ends.
         child: of a pool of processes: what got its body.
         marked: the store knows that its body was started.
         begun: it was.
@@ -86,10 +96,12 @@ class Grant:
         settled, counted: it was; as a death.
     """
 
+    task_id: str
     token: int
     at: float
     worker: Fate
     spent: bool
+    expires_at: float = 0.0
     child: Fate | None = None
     marked: bool = False
     begun: bool = False
@@ -160,6 +172,7 @@ class Judge:
     #: of each attempt its grants, and each by its id
     grants: dict[Part, list[Grant]] = field(default_factory=lambda: defaultdict(list))
     by_id: dict[str, Grant] = field(default_factory=dict)
+    by_token: dict[int, Grant] = field(default_factory=dict)
     bodies: dict[str, list[Body]] = field(default_factory=lambda: defaultdict(list))
     starts: Counter[Part] = field(default_factory=Counter)
     #: how bodies of attempts came to an end of their own
@@ -210,6 +223,9 @@ class Judge:
             _short(answer),
         )
         if not isinstance(answer, (Success, TookOver, Exhausted)):
+            mine = self.by_id.get(request.grant_id)
+            if isinstance(answer, AlreadyClaimed) and mine is not None and self.is_held(mine):
+                self.fail("back soon", f"{request.task_id} waits for the end of its own grant")
             return
         task_id, token = request.task_id, answer.token.token
         part = (task_id, request.attempt)
@@ -222,11 +238,12 @@ class Judge:
                 self.fail("fenced", f"{task_id} got token {token} after {before}")
             self.tokens[task_id] = token
             fate = self.world.fates[int(request.owner.split("/")[1])]
-            grant = Grant(token, self.world.now, fate, isinstance(answer, Exhausted))
-            self.by_id[request.grant_id] = grant
+            grant = Grant(task_id, token, self.world.now, fate, isinstance(answer, Exhausted))
+            self.by_id[request.grant_id] = self.by_token[token] = grant
             self.grants[part].append(grant)
             if isinstance(answer, TookOver) and answer.previous.tag != request.delivery.tag:
                 self.taken_over(answer.previous.tag, fate)
+        grant.expires_at = answer.token.expires_at / 1000 - EPOCH
         if part in self.finished:
             self.fail("not again when finished", f"{part} is granted to {request.owner}")
         self._check_deaths(part, grant, answer.deliveries)
@@ -249,8 +266,10 @@ class Judge:
         self.world.tell(
             "store", "renew %s %s%s: %s", token.task_id, _mark(token.token), started, _short(answer)
         )
-        if renewal.started and isinstance(answer, Renewed):
-            self.by_id[token.grant_id].marked = True
+        if isinstance(answer, Renewed):
+            grant = self.by_id[token.grant_id]
+            grant.marked |= renewal.started
+            grant.expires_at = answer.expires_at / 1000 - EPOCH
         if isinstance(answer, Lost):
             self.world.after(SOON, self._check_told, token.task_id, token.token, self.world.now)
         if (
@@ -303,6 +322,16 @@ class Judge:
             return struck and self.plan.work[token.task_id].kind in ENDED_BY_LOSS
         return outcome is Outcome.EXHAUSTED and self.by_id[token.grant_id].spent
 
+    def is_held(self, grant: Grant) -> bool:
+        """Whether it is the last one of its task and not settled."""
+        return self.tokens[grant.task_id] == grant.token and not grant.settled
+
+    def cleaned_up(self, expiry: Expiry, record: Record | None, now: int) -> None:
+        """Parameters: ``record``: what the store had of the claim, at its time ``now``."""
+        read = (expiry.token, expiry.expires_at)
+        if record is None or not record.is_orphan(now) or read != (record.token, record.expires_at):
+            self.fail("fenced", f"{expiry.task_id} is cleaned up, and is not as it was read")
+
     # bodies
 
     def given(self, grant: str, child: Process) -> None:
@@ -328,6 +357,8 @@ class Judge:
             self.fail("told", f"{body.part} starts on {body.process} on a lease that is gone")
         self._check_poison(body.part, body.run.passport.deliveries)
         self.check(task_id)
+        if self.plan.work[task_id].kind == "sim.strict" and body.process.parent is not None:
+            self._check_strict(body)
 
     def _check_poison(self, part: Part, told: int) -> None:
         most, grants = self.plan.max_deliveries, self.grants[part]
@@ -349,6 +380,27 @@ class Judge:
             hit = parent.fate.was_hit(since) or process.fate.was_hit(since)
             if not (hit or parent.paused or process.paused):
                 self.fail("told", f"{body.part} still runs on {process} without a claim")
+
+    def _check_strict(self, body: Body) -> None:
+        """A strict body is stopped when its trust is over, whether or not the store answers."""
+        process, parent = body.process, body.process.parent
+        if body not in self.bodies[body.part[0]] or parent is None or not parent.alive:
+            return
+        window = SOON + 4 * self.plan.timeout
+        recent = self.world.now - window
+        struck = max(parent.fate.struck_at, process.fate.struck_at) >= recent
+        left = (body.trusted_until() - process.clock()) / process.rate + window
+        if left > 0 or struck or parent.paused or process.paused:
+            self.world.after(max(left, window), self._check_strict, body)
+            return
+        self.fail("told", f"{body.part} goes on on {process} without an answer")
+
+    def stops(self, grant_id: str) -> None:
+        """A worker stops a body. Strict ones also when the store does not answer."""
+        grant = self.by_id[grant_id]
+        strict = self.plan.work[grant.task_id].kind == "sim.strict"
+        if self.is_held(grant) and not strict:
+            self.fail("told", f"{grant.task_id} is stopped, and has its claim")
 
     def completes(self, part: Part, outcome: Outcome) -> None:
         """A body has come to an end of its own."""
@@ -382,6 +434,20 @@ class Judge:
         if strict if silent else not look.held:
             self.fail("told", f"{what} of {look.body.part} on {fiber.process} has no claim")
 
+    def _leaves_parent(self, part: Part) -> None:
+        """The result of a body that did not live to store it, by its worker."""
+        fiber = self.world.running()
+        fate, since = fiber.process.fate, fiber.telling_since
+        grant = self._latest(part[0])
+        # Who stands still after it has asked cannot know; who gets no answer goes on.
+        late = fate.struck_at > since or fate.unanswered_at >= since
+        if grant.worker is not fate and since > NEVER and not late:
+            self.fail("told", f"the failure of {part} is told by {fiber.process} without a claim")
+
+    def _latest(self, task_id: str) -> Grant:
+        """The last grant of a task."""
+        return self.by_token[self.tokens[task_id]]
+
     def is_over(self, body: Body) -> None:
         self.looks(body)
         if body.run is not None and not body.process.alive:
@@ -392,6 +458,8 @@ class Judge:
     def stored(self, part: Part, state: str, result: object) -> None:
         """The result of an attempt is in its backend."""
         self.reported[part] = state, self.world.now
+        if self.world.running().ending is None and not isinstance(result, DeliveriesExhausted):
+            self._leaves_parent(part)
         if not isinstance(result, DeliveriesExhausted):
             return
         grant, before = self.grants[part][-1], self.exhausted.get(part)

@@ -34,13 +34,17 @@ class Service:
         #: what part of the questions goes wrong
         self.loses = 0.0
         self.healed_at = -1e9
+        #: when it last did not answer somebody in time
+        self.silent_at = -1e9
         #: called with who has no answer, or none in time
         self.on_silence: Callable[[Process, str], object] = lambda _process, _what: None
 
+    def is_bad(self) -> bool:
+        return self.down or self.slow or self.loses >= 1
+
     def was_bad(self, seconds: float) -> bool:
         """Whether it was, within the last seconds."""
-        bad = self.down or self.slow or self.loses >= 1
-        return bad or self.world.now - self.healed_at < seconds
+        return self.is_bad() or self.world.now - self.healed_at < seconds
 
     def delay(self) -> float:
         if self.slow:
@@ -96,7 +100,9 @@ class Link:
             self.process.world.tell(self.process, "%s, late", what)
 
     def _give_up(self, what: str, why: str, wait: float) -> None:
+        self.service.silent_at = self.process.world.now
         self.process.world.wait(max(wait, 0.0))
+        self.service.silent_at = self.process.world.now
         self.service.on_silence(self.process, what)
         self.process.world.tell(self.process, "%s: %s", what, why)
         raise StoreUnavailable(self.service.name, why)

@@ -177,6 +177,7 @@ class Forks:
             raise error
         except type(error):
             einfo = ExceptionInfo()
+        self._world.running().telling_since = self._world.now
         try:
             job.failed(einfo)
         finally:
@@ -187,6 +188,7 @@ class Forks:
         self._send()
 
     def cut_off(self, job: Job) -> None:
+        self._world.simulation.judge.stops(job.grant)
         if job in self._waiting:
             self._waiting.remove(job)
             self._post(self._failed, job)
@@ -196,6 +198,7 @@ class Forks:
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         child = self._children.get(pid)
         if child is not None:
+            self._world.simulation.judge.stops(child[1].grant)
             child[1].terminated = True
             self._world.after(0.0, child[0].kill)
 
@@ -218,6 +221,9 @@ class Forks:
 
     def is_idle(self) -> bool:
         return not self._cache and not self._children
+
+    def is_full(self) -> bool:
+        return len(self._children) >= self.num_processes
 
     def _orphan(self) -> None:
         for process, _ in list(self._children.values()):
@@ -278,3 +284,6 @@ class Threads:
 
     def is_idle(self) -> bool:
         return not self._running and not self._waiting
+
+    def is_full(self) -> bool:
+        return self._running >= self.num_processes

@@ -15,6 +15,7 @@ from celery_claims.config import read_settings
 from celery_claims.run import Run
 
 from .broker import Broker, Copy
+from .comeback import settle_in
 from .judge import Judge
 from .link import Service
 from .plan import Plan, Work
@@ -72,6 +73,7 @@ class Simulation:
         self.broker = Broker(self.world, plan, self.judge)
         self.judge.note, self.judge.unnote = self.broker.note, self.broker.unnote
         self.judge.taken_over = self.broker.taken_over
+        self.comebacks = settle_in(self)
         self.requeued: Counter[str] = Counter()
         self.workers: list[Worker] = []
         #: whether faults may still happen
@@ -96,12 +98,18 @@ class Simulation:
         rate = 1.0 + (rng.uniform(-DRIFT, DRIFT) if "drift" in self.plan.faults else 0.0)
         process = Process(self.world, name, rate, rng.uniform(1e3, 1e6))
         self.world.tell(process, "starts")
+        self.comebacks.changed()
         worker = Worker(self, name, process)
         process.on_death.append(lambda: self._died(worker))
         return worker
 
     def _died(self, worker: Worker) -> None:
         self.world.tell(worker.process, "is dead")
+        if worker.process.killed:
+            self.comebacks.killed(worker.process)
+        else:
+            self.comebacks.left(worker.process)
+        self.comebacks.changed()
         wait = self.world.rng.uniform(0.2, 2 * self.plan.lease)
         self.world.after(wait, self._replace, worker)
 
@@ -203,6 +211,7 @@ class Simulation:
     def _restart(self) -> None:
         worker = self._some_worker()
         if worker is not None:
+            self.comebacks.changed()
             worker.stop()
 
     def _store_down(self) -> None:
@@ -222,7 +231,7 @@ class Simulation:
 
     def _heal(self, service: Service, name: str) -> None:
         self.world.tell(service.name, f"no longer {name}")
-        if service.was_bad(0.0):
+        if service.is_bad():
             service.healed_at = self.world.now
         setattr(service, name, type(getattr(service, name))(0))
 
@@ -287,7 +296,7 @@ class Simulation:
         self.store.service.down = False
         if self.broker.service.down:
             self._broker_up()
-        for process in list(self.world._processes):
+        for process in self.world.processes():
             process.ambush = None
             if process.paused:
                 self._go_on(process)

@@ -53,6 +53,15 @@ class StoreServer(MemoryStore):
             self.judge.settled(settlement, answer)
         return answers
 
+    def expire(self, expiries: Sequence[Expiry], *, keep_ms: int) -> list[bool]:
+        before = super().lookup([(each.queue, each.task_id) for each in expiries])
+        answers = super().expire(expiries, keep_ms=keep_ms)
+        now = self._clock() // 1000
+        for expiry, record, cleaned in zip(expiries, before, answers, strict=True):
+            if cleaned:
+                self.judge.cleaned_up(expiry, record, now)
+        return answers
+
 
 class SimulatedStore(Store):
     """A client of the server in one process."""

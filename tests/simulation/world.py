@@ -138,6 +138,10 @@ class World:
     def remove(self, process: Process) -> None:
         self._processes.pop(process, None)
 
+    def processes(self) -> list[Process]:
+        """Those that live."""
+        return list(self._processes)
+
     def close(self) -> None:
         """End what still runs, so that nothing of it is left to the garbage collector."""
         for process in list(self._processes):
@@ -181,6 +185,7 @@ class Process:
         self.fate = Fate()
         self.alive = True
         self.paused = False
+        self.killed = False
         self.fibers: dict[Fiber, None] = {}
         #: called once, when it is dead
         self.on_death: list[Callable[[], Any]] = []
@@ -223,6 +228,7 @@ class Process:
         """At once, wherever its fibers are. Not from one of them: see ``die``."""
         if self.alive:
             self.fate.struck_at = self.world.now
+            self.killed = True
             self.end()
 
     def end(self) -> None:
@@ -284,6 +290,8 @@ class Fiber:
         self.unanswered = 0
         #: for the judge: what its task knew when it came to an end
         self.ending: Any = None
+        #: for the judge: since when it has told of the end of a body that did not live to do so
+        self.telling_since = NEVER
         self._run = run
         self._joined: list[Alarm] = []
         self._greenlet = greenlet(self._main, parent=process.world.hub)
