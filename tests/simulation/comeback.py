@@ -58,11 +58,12 @@ class Comebacks:
         else:
             # The broker gives the message to somebody who asks when the lease is over.
             self.limit, self.touched = drift + SLACK, 0.0
-        # Who had no answer asks again after a pause.
-        self.trouble = self.limit + self.judge.soon
+        # Who had no answer asks again after a pause, and who holds a copy, or the very message, may
+        # have touched it just before it lost its connection.
+        self.trouble = self.limit + self.judge.soon + self.touched
 
     def changed(self) -> None:
-        """A worker has started, has ended or has been told to."""
+        """A worker has started, has ended or has been told to, or has lost its connection."""
         self.changed_at = self.world.now
 
     def killed(self, worker: Process) -> None:

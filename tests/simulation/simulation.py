@@ -239,6 +239,7 @@ class Simulation:
         worker = self._some_worker()
         if worker is not None and worker.channel is not None:
             self.world.tell("broker", f"cuts {worker.process} off")
+            self.comebacks.changed()
             worker.channel.lose(restores=self.world.rng.random() < 0.5)
 
     def _broker_down(self) -> None:
