@@ -439,8 +439,9 @@ class Judge:
         fiber = self.world.running()
         fate, since = fiber.process.fate, fiber.telling_since
         grant = self._latest(part[0])
-        # Who stands still after it has asked cannot know; who gets no answer goes on.
-        late = fate.struck_at > since or fate.unanswered_at >= since
+        # Who stands still after it has asked cannot know; who gets no answer goes on; and what a
+        # child has recorded before it was lost Celery fails all the same, with claims and without.
+        late = fate.struck_at > since or fate.unanswered_at >= since or part in self.finished
         if grant.worker is not fate and since > NEVER and not late:
             self.fail("told", f"the failure of {part} is told by {fiber.process} without a claim")
 
