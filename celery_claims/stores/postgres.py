@@ -36,8 +36,8 @@ from .arguments import (
     encode_cursor,
 )
 from .base import FORGET_BATCH, Census, Page, Store, Unreadable, View
+from .packing import OUTCOMES, state_of
 from .postgres_address import parse_address
-from .postgres_arrays import Texts
 from .postgres_rows import (
     FORGOTTEN_ANSWER,
     Row,
@@ -47,6 +47,7 @@ from .postgres_rows import (
     claim_parameters,
     expire_parameters,
     key_of,
+    key_parameters,
     key_range,
     pack,
     renew_answer,
@@ -68,7 +69,7 @@ SCAN_PART = 1000
 _NO_KEY = UUID(int=0)
 
 #: Columns of a scan's rows.
-_KEY, _EXPIRES_AT, _QUEUE = 1, 7, 15
+_EXPIRES_AT, _QUEUE, _KEY = 2, 13, 21
 
 #: SQLSTATE classes of errors that one record's data can make.
 _OF_A_RECORD = ("21", "22", "23")
@@ -132,16 +133,14 @@ class PostgresStore(Store):
 
     def lookup(self, keys: Sequence[tuple[str, str]]) -> list[Record | None]:
         pairs = check_keys(keys)
-        parameters = {
-            "queues": Texts(pack(queue) for queue, _ in pairs),
-            "task_ids": Texts(pack(task_id) for _, task_id in pairs),
-        }
+        parameters = key_parameters(pairs)
         found: list[Record | None] = [None] * len(pairs)
         for place, *row in self._run("lookup", parameters) if pairs else []:
             try:
                 found[place - 1] = as_record(row)
             except UnreadableRow as error:
-                raise self._corrupt(str(error.__cause__), row[0]) from error.__cause__
+                key = key_of(*pairs[place - 1])
+                raise self._corrupt(str(error.__cause__), key) from error.__cause__
         return found
 
     def scan(
@@ -167,17 +166,17 @@ class PostgresStore(Store):
             following = _cursor(view, queue, wanted[limit - 1])
         elif rows[-1][-1] == part:
             following = _cursor(view, queue, rows[-1])
-        records, unreadable = self._read_rows(row[1:] for row in wanted[:limit])
+        records, unreadable = self._read_rows(wanted[:limit])
         return Page(records, following, now, unreadable)
 
     def _read_rows(self, rows: Iterable[Row]) -> tuple[tuple[Record, ...], tuple[Unreadable, ...]]:
-        """The records among rows of the table, and the others."""
+        """The records among the rows of a scan, and the others."""
         records, others = [], []
         for row in rows:
             try:
-                records.append(as_record(row))
+                records.append(as_record(row[1:]))
             except UnreadableRow as error:
-                others.append(self._unreadable(str(error.__cause__), row[0]))
+                others.append(self._unreadable(str(error.__cause__), row[_KEY]))
         return tuple(records), tuple(others)
 
     def expire(self, expiries: Sequence[Expiry], *, keep_ms: int) -> list[bool]:
@@ -189,22 +188,16 @@ class PostgresStore(Store):
 
     def census(self, queue: str | None = None) -> Census:
         check_scan(View.ALL, queue, 1)
-        first, last = key_range(queue)
-        parameters = {
-            "after_key": first,
-            "last_key": last,
-            "queue": None if queue is None else pack(queue),
-        }
+        parameters = {"queue": None if queue is None else pack(queue)}
         counts = {"live": 0, "orphaned": 0, "free": 0, "finished": 0}
         rows = self._run("census", self._with_clock(parameters))
-        for _, state, ahead, number in rows:
-            if state is None:
+        for _, code, ahead, number in rows:
+            if code is None or not 0 <= code < len(OUTCOMES):
                 continue
-            kind = state
+            kind = state_of(OUTCOMES[code]).value
             if kind == State.CLAIMED.value:
                 kind = "live" if ahead else "orphaned"
-            if kind in counts:
-                counts[kind] += number
+            counts[kind] += number
         return Census(now=rows[0][0], **counts)
 
     def elect(self, duty: str, interval_ms: int) -> bool:

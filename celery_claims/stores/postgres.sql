@@ -1,20 +1,20 @@
 -- The statements of the PostgreSQL store, as psycopg takes them. A name after an @ gets the schema
--- and the prefix of the URL; the functions are made by migrations/. "remove" is for the user, where a
--- record cannot be read.
+-- and the prefix of the URL; the functions are made by migrations/. "remove" is for the user,
+-- where a record cannot be read.
 
 -- name: claim
 SELECT * FROM @claim_v1(
-    %(queues)b::bytea[], %(task_ids)b::bytea[], %(owners)b::bytea[], %(grant_ids)b::bytea[],
-    %(root_ids)b::bytea[], %(leases)b::bigint[], %(nestings)b::bigint[], %(retries)b::bigint[],
-    %(deaths)b::bigint[], %(caps)b::bigint[], %(tasks)b::bytea[], %(tags)b::bytea[],
-    %(from_queues)b::bytea[], %(priorities)b::bigint[],
+    %(keys)b::uuid[], %(queues)b::bytea[], %(task_ids)b::bytea[], %(owners)b::bytea[],
+    %(grant_ids)b::bytea[], %(root_ids)b::bytea[], %(leases)b::bigint[], %(nestings)b::bigint[],
+    %(retries)b::bigint[], %(deaths)b::bigint[], %(caps)b::bigint[], %(tasks)b::bytea[],
+    %(tags)b::bytea[], %(from_queues)b::bytea[], %(priorities)b::bigint[],
     %(exhausted_lease)b::bigint, %(wait)b::integer, %(shift)b::bigint
 )
 
 -- name: renew
 SELECT * FROM @renew_v1(
-    %(queues)b::bytea[], %(task_ids)b::bytea[], %(tokens)b::bigint[], %(leases)b::bigint[],
-    %(extends)b::boolean[], %(starts)b::boolean[],
+    %(keys)b::uuid[], %(queues)b::bytea[], %(task_ids)b::bytea[], %(tokens)b::bigint[],
+    %(leases)b::bigint[], %(extends)b::boolean[], %(starts)b::boolean[],
     %(owners)b::bytea[], %(grant_ids)b::bytea[], %(root_ids)b::bytea[], %(nestings)b::bigint[],
     %(retries)b::bigint[], %(deaths)b::bigint[], %(claimed)b::bigint[], %(tasks)b::bytea[],
     %(tags)b::bytea[], %(from_queues)b::bytea[], %(priorities)b::bigint[],
@@ -23,8 +23,8 @@ SELECT * FROM @renew_v1(
 
 -- name: settle
 SELECT * FROM @settle_v1(
-    %(queues)b::bytea[], %(task_ids)b::bytea[], %(tokens)b::bigint[], %(outcomes)b::text[],
-    %(keeps)b::bigint[], %(counts)b::boolean[],
+    %(keys)b::uuid[], %(queues)b::bytea[], %(task_ids)b::bytea[], %(tokens)b::bigint[],
+    %(outcomes)b::bigint[], %(keeps)b::bigint[], %(counts)b::boolean[],
     %(owners)b::bytea[], %(grant_ids)b::bytea[], %(root_ids)b::bytea[], %(nestings)b::bigint[],
     %(retries)b::bigint[], %(deaths)b::bigint[], %(claimed)b::bigint[], %(tasks)b::bytea[],
     %(tags)b::bytea[], %(from_queues)b::bytea[], %(priorities)b::bigint[],
@@ -33,8 +33,9 @@ SELECT * FROM @settle_v1(
 
 -- name: expire
 SELECT * FROM @expire_v1(
-    %(queues)b::bytea[], %(task_ids)b::bytea[], %(tokens)b::bigint[], %(expected)b::bigint[],
-    %(keep)b::bigint, %(most)b::integer, %(wait)b::integer, %(shift)b::bigint
+    %(keys)b::uuid[], %(queues)b::bytea[], %(task_ids)b::bytea[], %(tokens)b::bigint[],
+    %(expected)b::bigint[], %(keep)b::bigint, %(most)b::integer, %(wait)b::integer,
+    %(shift)b::bigint
 )
 
 -- name: elect
@@ -42,14 +43,17 @@ SELECT @elect_v1(%(duty)b::bytea, %(interval)b::bigint, %(wait)b::integer, %(shi
 
 -- name: lookup
 SELECT asked.place, c.*
-FROM unnest(%(queues)b::bytea[], %(task_ids)b::bytea[])
-    WITH ORDINALITY AS asked (queue, task_id, place)
-JOIN @claims c
-    ON c.key = @key_v1(asked.queue, asked.task_id)
-    AND c.queue = asked.queue AND c.task_id = asked.task_id
+FROM unnest(%(keys)b::uuid[], %(queues)b::bytea[], %(task_ids)b::bytea[])
+    WITH ORDINALITY AS asked (key, queue, task_id, place)
+CROSS JOIN LATERAL (
+    SELECT * FROM @claims c
+    WHERE @key_v1(c.queue, c.task_id) = asked.key
+        AND c.queue = asked.queue AND c.task_id = asked.task_id
+    LIMIT 1
+) AS c
 
 -- name: remove
-DELETE FROM @claims WHERE key = %(key)b::uuid
+DELETE FROM @claims WHERE @key_v1(queue, task_id) = %(key)b::uuid
 
 -- name: scan_live
 -- In the order of expiry, which a renewal only moves on: none that stays is left out. Of one queue
@@ -57,9 +61,12 @@ DELETE FROM @claims WHERE key = %(key)b::uuid
 WITH t AS MATERIALIZED (SELECT @clock_v1(%(shift)b::bigint) / 1000 AS now),
 part AS MATERIALIZED (
     SELECT c.*, row_number() OVER (ORDER BY expires_at, key) AS number FROM t, LATERAL (
-        SELECT * FROM @claims
-        WHERE state = 'claimed' AND expires_at > t.now
-            AND (expires_at, key) > (%(after)b::bigint, %(after_key)b::uuid)
+        SELECT *, @key_v1(queue, task_id) AS key FROM (
+            SELECT * FROM @claims
+            WHERE outcome = 0 AND expires_at > t.now AND expires_at >= %(after)b::bigint
+                AND (expires_at, @key_v1(queue, task_id)) > (%(after)b::bigint, %(after_key)b::uuid)
+            ORDER BY expires_at FETCH FIRST (%(part)b::integer) ROWS WITH TIES
+        ) AS first
         ORDER BY expires_at, key LIMIT %(part)b::integer
     ) AS c
 )
@@ -74,9 +81,12 @@ ORDER BY shown.number
 WITH t AS MATERIALIZED (SELECT @clock_v1(%(shift)b::bigint) / 1000 AS now),
 part AS MATERIALIZED (
     SELECT c.*, row_number() OVER (ORDER BY expires_at, key) AS number FROM t, LATERAL (
-        SELECT * FROM @claims
-        WHERE state = 'claimed' AND expires_at <= t.now
-            AND (expires_at, key) > (%(after)b::bigint, %(after_key)b::uuid)
+        SELECT *, @key_v1(queue, task_id) AS key FROM (
+            SELECT * FROM @claims
+            WHERE outcome = 0 AND expires_at <= t.now AND expires_at >= %(after)b::bigint
+                AND (expires_at, @key_v1(queue, task_id)) > (%(after)b::bigint, %(after_key)b::uuid)
+            ORDER BY expires_at FETCH FIRST (%(part)b::integer) ROWS WITH TIES
+        ) AS first
         ORDER BY expires_at, key LIMIT %(part)b::integer
     ) AS c
 )
@@ -91,8 +101,9 @@ ORDER BY shown.number
 WITH t AS MATERIALIZED (SELECT @clock_v1(%(shift)b::bigint) / 1000 AS now),
 part AS MATERIALIZED (
     SELECT c.*, row_number() OVER (ORDER BY key) AS number FROM t, LATERAL (
-        SELECT * FROM @claims
-        WHERE key > %(after_key)b::uuid AND key <= %(last_key)b::uuid
+        SELECT *, @key_v1(queue, task_id) AS key FROM @claims
+        WHERE @key_v1(queue, task_id) > %(after_key)b::uuid
+            AND @key_v1(queue, task_id) <= %(last_key)b::uuid
         ORDER BY key LIMIT %(part)b::integer
     ) AS c
 )
@@ -104,11 +115,10 @@ ORDER BY shown.number
 
 -- name: census
 WITH t AS MATERIALIZED (SELECT @clock_v1(%(shift)b::bigint) / 1000 AS now)
-SELECT t.now, counted.state, counted.ahead, counted.number
+SELECT t.now, counted.outcome, counted.ahead, counted.number
 FROM t LEFT JOIN LATERAL (
-    SELECT state, expires_at > t.now AS ahead, count(*) AS number FROM @claims
-    WHERE key > %(after_key)b::uuid AND key <= %(last_key)b::uuid
-        AND (%(queue)b::bytea IS NULL OR queue = %(queue)b::bytea)
+    SELECT outcome, expires_at > t.now AS ahead, count(*) AS number FROM @claims
+    WHERE %(queue)b::bytea IS NULL OR queue = %(queue)b::bytea
     GROUP BY 1, 2
 ) AS counted ON true
 

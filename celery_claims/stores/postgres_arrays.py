@@ -14,28 +14,28 @@ from psycopg import pq
 from psycopg.abc import AdaptContext
 from psycopg.adapt import Dumper
 
-__all__ = ["Flags", "Numbers", "Texts", "Words", "register"]
+__all__ = ["Flags", "Keys", "Numbers", "Texts", "register"]
 
 #: Type numbers of PostgreSQL: of the array and of its elements.
 _BYTEA_ARRAY, _BYTEA = 1001, 17
 _BIGINT_ARRAY, _BIGINT = 1016, 20
 _BOOLEAN_ARRAY, _BOOLEAN = 1000, 16
-_TEXT_ARRAY, _TEXT = 1009, 25
+_UUID_ARRAY, _UUID = 2951, 2950
 
 _EMPTY = struct.Struct("!iiI")
 _HEADER = struct.Struct("!iiIii")
 _LENGTH = struct.Struct("!i")
 _NUMBER = struct.Struct("!iq")
-_NULL = _LENGTH.pack(-1)
+_NULL, _KEY_LENGTH = _LENGTH.pack(-1), _LENGTH.pack(16)
 _TRUE, _FALSE = b"\0\0\0\1\1", b"\0\0\0\1\0"
 
 
-class Texts(list[bytes]):
+class Keys(list[bytes]):
+    """uuid[], of sixteen bytes each"""
+
+
+class Texts(list["bytes | None"]):
     """bytea[]"""
-
-
-class Words(list[bytes]):
-    """text[], in UTF-8"""
 
 
 class Numbers(list["int | None"]):
@@ -53,22 +53,23 @@ def _pack(element: int, parts: list[bytes], count: int) -> bytes:
     return _HEADER.pack(1, 1, element, count, 1) + b"".join(parts)
 
 
+class _KeysDumper(Dumper):
+    format = pq.Format.BINARY
+    oid = _UUID_ARRAY
+
+    def dump(self, obj: Sequence[bytes]) -> bytes:
+        return _pack(_UUID, [_KEY_LENGTH + key for key in obj], len(obj))
+
+
 class _TextsDumper(Dumper):
     format = pq.Format.BINARY
     oid = _BYTEA_ARRAY
 
-    element = _BYTEA
-
-    def dump(self, obj: Sequence[bytes]) -> bytes:
+    def dump(self, obj: Sequence[bytes | None]) -> bytes:
         parts: list[bytes] = []
         for text in obj:
-            parts += (_LENGTH.pack(len(text)), text)
-        return _pack(self.element, parts, len(obj))
-
-
-class _WordsDumper(_TextsDumper):
-    oid = _TEXT_ARRAY
-    element = _TEXT
+            parts += (_NULL,) if text is None else (_LENGTH.pack(len(text)), text)
+        return _pack(_BYTEA, parts, len(obj))
 
 
 class _NumbersDumper(Dumper):
@@ -91,7 +92,7 @@ class _FlagsDumper(Dumper):
 def register(context: AdaptContext) -> None:
     """Let a connection take the types of this module as parameters."""
     adapters: Any = context.adapters
+    adapters.register_dumper(Keys, _KeysDumper)
     adapters.register_dumper(Texts, _TextsDumper)
-    adapters.register_dumper(Words, _WordsDumper)
     adapters.register_dumper(Numbers, _NumbersDumper)
     adapters.register_dumper(Flags, _FlagsDumper)

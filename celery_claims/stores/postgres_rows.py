@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -35,7 +37,9 @@ from ..protocol import (
     Superseded,
     TookOver,
 )
-from .postgres_arrays import Flags, Numbers, Texts, Words
+from .base import FORGOTTEN
+from .packing import CODES, OUTCOMES, pack_text, state_of, unpack_text
+from .postgres_arrays import Flags, Keys, Numbers, Texts
 from .reading import check_record
 
 __all__ = [
@@ -46,6 +50,7 @@ __all__ = [
     "claim_parameters",
     "expire_parameters",
     "key_of",
+    "key_parameters",
     "key_range",
     "pack",
     "renew_answer",
@@ -59,8 +64,8 @@ FORGOTTEN_ANSWER = "forgotten"
 
 _FIRST_KEY, _LAST_KEY = UUID(int=0), UUID(int=2**128 - 1)
 
-#: Of the key, from the queue.
-_QUEUE_DIGITS = 8
+#: Of the key, from the queue and from both.
+_QUEUE_BYTES, _REST_BYTES = 4, 12
 
 Row = Sequence[Any]
 
@@ -77,32 +82,54 @@ def _unpack(packed: bytes) -> str:
     return packed.decode("utf-8", "surrogatepass")
 
 
+@lru_cache(maxsize=1024)
+def _queue(queue: str) -> tuple[bytes, bytes]:
+    """A queue as it is kept, and its hash."""
+    packed = pack(queue)
+    return packed, hashlib.sha256(packed).digest()
+
+
+def _place(queue: str, task_id: str) -> tuple[bytes, bytes, bytes]:
+    """The key of a record, which the schema's key_v1 makes too, its queue and its task id."""
+    packed, digest = _queue(queue)
+    text = pack_text(task_id)
+    rest = hashlib.sha256(digest + text).digest()
+    return digest[:_QUEUE_BYTES] + rest[:_REST_BYTES], packed, text
+
+
+def _root(grant: ClaimRequest | ClaimToken) -> bytes | None:
+    return None if grant.root_id == grant.task_id else pack_text(grant.root_id)
+
+
 def key_range(queue: str | None) -> tuple[UUID, UUID]:
     """The keys of a queue's records are above the first and not above the second."""
     if queue is None:
         return _FIRST_KEY, _LAST_KEY
-    digits = hashlib.sha256(pack(queue)).hexdigest()[:_QUEUE_DIGITS]
-    rest = 32 - _QUEUE_DIGITS
-    return UUID(digits + rest * "0"), UUID(digits + rest * "f")
+    first = _queue(queue)[1][:_QUEUE_BYTES]
+    return UUID(bytes=first + bytes(_REST_BYTES)), UUID(bytes=first + _REST_BYTES * b"\xff")
 
 
 def key_of(queue: str, task_id: str) -> UUID:
-    """The key of a record: what the schema's key_v1 makes of the two."""
-    return _key_of_packed(pack(queue), pack(task_id))
+    """The key of a record."""
+    return UUID(bytes=_place(queue, task_id)[0])
 
 
-def _key_of_packed(queue: bytes, task_id: bytes) -> UUID:
-    of_queue = hashlib.sha256(queue).digest()
-    return UUID(bytes=of_queue[:4] + hashlib.sha256(of_queue + task_id).digest()[:12])
+def key_parameters(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """What leads to the records of (queue, task id) pairs."""
+    places = [_place(*pair) for pair in pairs]
+    return {
+        "keys": Keys(key for key, _, _ in places),
+        "queues": Texts(queue for _, queue, _ in places),
+        "task_ids": Texts(task_id for _, _, task_id in places),
+    }
 
 
 def claim_parameters(batch: Sequence[ClaimRequest]) -> dict[str, Any]:
     return {
-        "queues": Texts(pack(each.queue) for each in batch),
-        "task_ids": Texts(pack(each.task_id) for each in batch),
+        **key_parameters([(each.queue, each.task_id) for each in batch]),
         "owners": Texts(pack(each.owner) for each in batch),
         "grant_ids": Texts(pack(each.grant_id) for each in batch),
-        "root_ids": Texts(pack(each.root_id) for each in batch),
+        "root_ids": Texts(_root(each) for each in batch),
         "leases": Numbers(each.lease_ms for each in batch),
         "nestings": Numbers(each.attempt.nesting for each in batch),
         "retries": Numbers(each.attempt.retries for each in batch),
@@ -136,7 +163,7 @@ def settle_parameters(batch: Sequence[Settlement], *, whole: bool) -> dict[str, 
     """``whole`` as in ``renew_parameters``."""
     return {
         **_token_parameters([each.token for each in batch], whole),
-        "outcomes": Words(each.outcome.value.encode() for each in batch),
+        "outcomes": Numbers(CODES[each.outcome] for each in batch),
         "keeps": Numbers(each.keep_ms for each in batch),
         "counts": Flags(each.counted for each in batch),
     }
@@ -160,14 +187,13 @@ _REST = (
 
 def _token_parameters(tokens: Sequence[ClaimToken], whole: bool) -> dict[str, Any]:
     parameters: dict[str, Any] = dict.fromkeys(_REST)
-    parameters["queues"] = Texts(pack(token.queue) for token in tokens)
-    parameters["task_ids"] = Texts(pack(token.task_id) for token in tokens)
+    parameters |= key_parameters([(token.queue, token.task_id) for token in tokens])
     parameters["tokens"] = Numbers(token.token for token in tokens)
     if whole:
         parameters |= {
             "owners": Texts(pack(token.owner) for token in tokens),
             "grant_ids": Texts(pack(token.grant_id) for token in tokens),
-            "root_ids": Texts(pack(token.root_id) for token in tokens),
+            "root_ids": Texts(_root(token) for token in tokens),
             "nestings": Numbers(token.attempt.nesting for token in tokens),
             "retries": Numbers(token.attempt.retries for token in tokens),
             "deaths": Numbers(token.deaths for token in tokens),
@@ -179,8 +205,7 @@ def _token_parameters(tokens: Sequence[ClaimToken], whole: bool) -> dict[str, An
 
 def expire_parameters(batch: Sequence[Expiry]) -> dict[str, Any]:
     return {
-        "queues": Texts(pack(each.queue) for each in batch),
-        "task_ids": Texts(pack(each.task_id) for each in batch),
+        **key_parameters([(each.queue, each.task_id) for each in batch]),
         "tokens": Numbers(each.token for each in batch),
         "expected": Numbers(each.expires_at for each in batch),
     }
@@ -194,34 +219,59 @@ def as_record(row: Row) -> Record:
     """
     try:
         return _record(row)
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
         raise UnreadableRow from error
 
 
 def _record(row: Row) -> Record:
-    if row[0] != _key_of_packed(row[14], row[15]):
-        raise ValueError("its key is not that of its queue and task id")
+    token, expires_at, forget_at, claimed_at, *counts, priority, code, started, keep = row[:12]
+    queue, packed, root_id, *of_a_claim = row[12:20]
+    nesting, retries, deaths, deliveries = (count or 0 for count in counts)
+    task_id = unpack_text(packed)
+    if pack_text(task_id) != packed:
+        raise ValueError("no call finds it, by its task id")
+    outcome = _outcome(code)
+    state = state_of(outcome)
+    if state is State.FINISHED:
+        if any(part is not None for part in (expires_at, *of_a_claim)):
+            raise ValueError("a finished record has what only a claim needs")
+        expires_at, owner, grant_id, delivery = 0, FORGOTTEN, FORGOTTEN, Delivery()
+    else:
+        owner, grant_id, task, tag, from_queue = map(_unpack, of_a_claim)
+        delivery = Delivery(task, tag, from_queue, priority)
+    settled_at = 0
+    if state is not State.CLAIMED:
+        settled_at = forget_at - _whole(keep)
+    elif forget_at is not None or keep is not None:
+        raise ValueError("a claim has what only a settled record needs")
     return check_record(
         Record(
-            token=row[1],
-            attempt=Attempt(row[2], row[3]),
-            deaths=row[4],
-            claimed_at=row[5],
-            expires_at=row[6],
-            deliveries=row[7],
-            settled_at=row[8],
-            forget_at=row[9],
-            started=row[11],
-            state=State(row[12]),
-            outcome=None if row[13] is None else Outcome(row[13]),
-            queue=_unpack(row[14]),
-            task_id=_unpack(row[15]),
-            owner=_unpack(row[16]),
-            grant_id=_unpack(row[17]),
-            root_id=_unpack(row[18]),
-            delivery=Delivery(_unpack(row[19]), _unpack(row[20]), _unpack(row[21]), row[10]),
+            queue=_unpack(queue),
+            task_id=task_id,
+            owner=owner,
+            grant_id=grant_id,
+            token=token,
+            root_id=task_id if root_id is None else unpack_text(root_id),
+            attempt=Attempt(nesting, retries),
+            deaths=deaths,
+            claimed_at=token // 1000 if claimed_at is None else claimed_at,
+            expires_at=expires_at,
+            started=False if started is None else started,
+            deliveries=deliveries,
+            state=state,
+            outcome=outcome,
+            settled_at=settled_at,
+            forget_at=0 if forget_at is None else forget_at,
+            delivery=delivery,
         )
     )
+
+
+def _whole(number: Decimal) -> int:
+    whole = int(number)
+    if whole != number or whole < 0:
+        raise ValueError(f"expected a count, found {number}")
+    return whole
 
 
 def claim_answer(request: ClaimRequest, row: Row) -> ClaimAnswer:
@@ -231,7 +281,7 @@ def claim_answer(request: ClaimRequest, row: Row) -> ClaimAnswer:
     if answer == "already claimed":
         return AlreadyClaimed(_text(holder), expires_at, now)
     if answer == "finished":
-        return Finished(_outcome(outcome), settled_at, now)
+        return Finished(_end(outcome), settled_at, now)
     if answer == "superseded":
         return Superseded(Attempt(facts[1], facts[2]), now)
     token = _granted(request, facts)
@@ -263,12 +313,9 @@ def _granted(request: ClaimRequest, facts: Row) -> ClaimToken:
     if owner is None:
         return grant
     # The same grant again: what was asked for the first time counts.
+    root = request.task_id if root_id is None else _text(root_id, unpack_text)
     return replace(
-        grant,
-        owner=_text(owner),
-        root_id=_text(root_id),
-        deaths=deaths,
-        delivery=_delivery(facts),
+        grant, owner=_text(owner), root_id=root, deaths=deaths, delivery=_delivery(facts)
     )
 
 
@@ -283,8 +330,8 @@ def renew_answer(row: Row) -> RenewAnswer:
     if answer == "renewed":
         return Renewed(expires_at, now)
     if answer == "ended":
-        return Ended(_outcome(outcome), now)
-    return Lost(None if owner is None else _text(owner), now)
+        return Ended(_end(outcome), now)
+    return _lost(owner, outcome, now)
 
 
 def settle_answer(row: Row) -> SettleAnswer:
@@ -293,19 +340,36 @@ def settle_answer(row: Row) -> SettleAnswer:
     if answer == "settled":
         return Settled(now)
     if answer == "ended":
-        return Ended(_outcome(outcome), now)
+        return Ended(_end(outcome), now)
+    return _lost(owner, outcome, now)
+
+
+def _lost(owner: bytes | None, outcome: int | None, now: int) -> Lost:
+    if outcome is not None:
+        return Lost(FORGOTTEN, now)
     return Lost(None if owner is None else _text(owner), now)
 
 
-def _text(packed: bytes) -> str:
+def _text(packed: bytes, unpack: Callable[[bytes], str] = _unpack) -> str:
     try:
-        return _unpack(packed)
-    except ValueError as error:
+        return unpack(packed)
+    except (AttributeError, ValueError) as error:
         raise UnreadableRow from error
 
 
-def _outcome(value: str) -> Outcome:
+def _outcome(code: int) -> Outcome | None:
+    """Raises: ValueError."""
+    if not 0 <= code < len(OUTCOMES):
+        raise ValueError(f"no outcome has the code {code}")
+    return OUTCOMES[code]
+
+
+def _end(code: int) -> Outcome:
+    """Of a finished record."""
     try:
-        return Outcome(value)
-    except ValueError as error:
+        outcome = _outcome(code)
+    except (TypeError, ValueError) as error:
         raise UnreadableRow from error
+    if outcome is None:
+        raise UnreadableRow from ValueError("a claim has no outcome")
+    return outcome

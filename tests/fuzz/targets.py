@@ -204,7 +204,10 @@ def _whole_row(data: Source) -> dict[str, Any]:
 def postgres_rows_(raw: bytes) -> None:
     """A row of the table is a record or none; an answer of a function is one, or unreadable."""
     data = Source(raw)
-    row: list[Any] = [0, 1, 0, 0, 0, 1, 2, 0, 0, 0, None, False, "claimed", None, *[b"x"] * 8]
+    row: list[Any] = [
+        *(1, 2, None, None, 0, 0, 0, 0, None, data.pick((0, 4)), False, None),
+        *[b"x"] * 8,
+    ]
     for _ in range(data.whole(0, 4)):
         row[data.whole(0, len(row) - 1)] = _cell(data)
     with contextlib.suppress(postgres_rows.UnreadableRow):
@@ -213,7 +216,7 @@ def postgres_rows_(raw: bytes) -> None:
     number, text, word = (
         functools.partial(data.number, 8),
         lambda: data.raw(data.whole(0, 6)),
-        lambda: data.pick(("success", "failure", "", "eaten", data.text(5))),
+        functools.partial(data.number, 2),
     )
     answers = ("already claimed", "finished", "superseded", "exhausted", "took over", "success")
     facts = [number(), number(), number(), number(), number(), number(), data.flag(), word()]

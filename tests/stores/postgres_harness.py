@@ -39,7 +39,7 @@ class PostgresHarness(Harness):
     def corrupt(self, task_id: str, queue: str = "q") -> None:
         self.server.execute(
             f"UPDATE {self.schema}.claims SET owner = '\\xff', "
-            "outcome = CASE state WHEN 'claimed' THEN NULL ELSE 'eaten' END "
+            "outcome = CASE outcome WHEN 0 THEN 0 ELSE 99 END "
             f"WHERE queue = '{queue}' AND task_id = '{task_id}'"
         )
 

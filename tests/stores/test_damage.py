@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
+import psycopg
 import pytest
 from celery_claims.errors import StoreCorrupt, StoreError
 from celery_claims.parts import ask_in_parts
@@ -234,28 +236,30 @@ def test_redis_grants_no_finished_record_that_cannot_be_read(
 
 @settings(max_examples=20, deadline=None)
 @given(
-    column=st.sampled_from((*TEXTS[2:], *COUNTS, "outcome")),
-    number=NUMBERS,
+    column=st.sampled_from((*TEXTS[2:], *COUNTS[:-3], "forget_at", "priority", "keep", "outcome")),
+    number=NUMBERS | st.integers(0, 12) | st.sampled_from(["0.5", "'NaN'", "NULL"]),
     text=st.sampled_from([b"", b"\xff", b"x" * 20_000]),
 )
-def test_postgres_with_anything_in_a_column(column: str, number: int, text: bytes) -> None:
+def test_postgres_with_anything_in_a_column(column: str, number: object, text: bytes) -> None:
     harness = PostgresHarness()
     with opened(harness) as store:
         token = fill(store)
-        value = f"'\\x{text.hex()}'" if column in TEXTS else str(number)
+        value = f"'\\x{text.hex()}'" if column in TEXTS and number != "NULL" else str(number)
         if column == "started":
             value = "true"
-        if column == "outcome":
-            value = f"'{number}'"
         change = f"UPDATE {harness.schema}.claims SET {column} = {value} WHERE task_id = 't1'"
-        harness.server.execute(change)
+        # The table itself refuses some of it.
+        with suppress(psycopg.IntegrityError, psycopg.DataError):
+            harness.server.execute(change)
         hold_to_the_promises(store, token, harness.advance)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        *("state = 'free'", "state = 'finished'", "outcome = 'success'"),
+        *("outcome = 1", "outcome = 4", "outcome = 99", "outcome = -1", "keep = 5"),
+        *("outcome = 1, forget_at = 5, keep = 'NaN'", "outcome = 4, forget_at = 5, keep = 1"),
+        *("owner = NULL", "grant_id = NULL", "expires_at = NULL", "tag = NULL"),
         *(r"queue = '\xff'", r"task_id = '\xff'", "queue = 'other'", "task_id = 'other'"),
     ],
 )
@@ -266,6 +270,36 @@ def test_postgres_with_a_row_of_another_state_or_under_another_key(change: str) 
         table = f"{harness.schema}.claims"
         harness.server.execute(f"UPDATE {table} SET {change} WHERE task_id = 't1'")
         hold_to_the_promises(store, token, harness.advance)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("outcome = 0", "outcome = 1", "outcome = 2", "outcome = 12", "outcome = -1"),
+        *("forget_at = NULL", "keep = NULL", "keep = 0.5", "keep = 'NaN'", "keep = -1"),
+        *("keep = forget_at + 1", "owner = 'x'", "tag = 'x'", "expires_at = 1"),
+    ],
+)
+def test_postgres_grants_no_finished_record_that_cannot_be_read(change: str) -> None:
+    harness = PostgresHarness()
+    with opened(harness) as store:
+        token = fill(store)
+        store.settle([Settlement(token, Outcome.SUCCESS, LEASE)])
+        table = f"{harness.schema}.claims"
+        harness.server.execute(f"UPDATE {table} SET {change} WHERE task_id = 't1'")
+        (unreadable,) = store.scan(View.ALL).unreadable
+        for ask in (
+            lambda: store.claim([request("t1")]),
+            lambda: store.claim([replace(request("t1"), root_id="another")]),
+            lambda: store.renew([Renewal(token, LEASE)]),
+            lambda: store.settle([Settlement(token, Outcome.SUCCESS, LEASE)]),
+            lambda: store.lookup([("q", "t1")]),
+        ):
+            with pytest.raises(StoreCorrupt, match="DELETE FROM") as raised:
+                ask()
+            assert unreadable.removal in str(raised.value)
+        harness.server.execute(unreadable.removal)
+        assert isinstance(store.claim([request("t1")])[0], Success)
 
 
 @pytest.mark.parametrize("token", [2**63 - 1, 2**53 - 1, 0, -1])

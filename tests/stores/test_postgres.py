@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -38,6 +40,7 @@ from celery_claims.protocol import (
 )
 from celery_claims.stores import View, open_store
 from celery_claims.stores.postgres import PostgresStore
+from celery_claims.stores.postgres_rows import key_of
 from celery_claims.stores.postgres_schema import SCHEMA_VERSION, script
 from celery_claims.stores.postgres_sessions import explain
 
@@ -51,6 +54,9 @@ from .postgres_harness import PostgresHarness
 from .postgres_server import PgBouncer, PostgresServer, a_server
 
 KEEP = 3_600_000
+
+#: What a finished record may take on the disk with its indexes, in a small table.
+MOST_BYTES = 135
 
 
 @pytest.fixture
@@ -620,7 +626,9 @@ class TestErrors:
         grant(store)
         for change in (
             "owner = '\\xff'",
-            "outcome = 'eaten'",
+            "outcome = 99",
+            "outcome = 4",
+            "outcome = 4, forget_at = 5, keep = 0.5",
             "expires_at = -1",
             "task_id = '\\xc3'",
         ):
@@ -690,6 +698,104 @@ class TestErrors:
                 PostgresStore("postgresql://host/db", timeout=timeout)  # type: ignore[arg-type]
 
 
+class TestRows:
+    @pytest.mark.parametrize(
+        ("task_id", "kept"),
+        [
+            ("0f1e2d3c-0000-4000-8000-00000000cafe", 17),
+            (32 * "0", 17),
+            ("a name", 6),
+            ("\u00e4", 2),
+            ("ABCDEF" + 30 * "-", 36),
+        ],
+    )
+    def test_an_id_is_packed_and_can_be_read(
+        self, harness: PostgresHarness, store: PostgresStore, task_id: str, kept: int
+    ) -> None:
+        token = grant(store, task_id)
+        schema = harness.schema
+        row = f"SELECT length(task_id), {schema}.text_v1(task_id) FROM {schema}.claims"
+        assert harness.server.execute(row) == [(kept, task_id)]
+        for _ in range(2):
+            assert [each.task_id for each in store.scan(View.ALL).records] == [task_id]
+            found = store.lookup([("q", task_id), ("r", task_id), ("q", task_id + "0")])
+            assert [each and each.task_id for each in found] == [task_id, None, None]
+            store.settle([Settlement(token, Outcome.SUCCESS, KEEP)])
+
+    @pytest.mark.parametrize("queue", ["q", "\u00e4\ud800", 300 * "q"])
+    def test_the_key_is_the_same_on_both_sides(
+        self, harness: PostgresHarness, store: PostgresStore, queue: str
+    ) -> None:
+        for task_id in (str(uuid.uuid4()), "t\x00", "\udfff"):
+            answer = store.claim([replace(request(task_id), queue=queue)])[0]
+            assert isinstance(answer, Success)
+            key = f"SELECT {harness.schema}.key_v1(queue, task_id) FROM {harness.schema}.claims"
+            assert (key_of(queue, task_id),) in harness.server.execute(key)
+
+    def test_a_uuid_has_a_record_in_each_queue(self, store: PostgresStore) -> None:
+        task_id = str(uuid.UUID(int=0))
+        for queue in ("q", "r", "s"):
+            answer = store.claim([replace(request(task_id), queue=queue)])[0]
+            assert isinstance(answer, Success)
+            store.settle([Settlement(answer.token, Outcome.SUCCESS, KEEP)])
+        found = store.lookup([(queue, task_id) for queue in ("q", "r", "s", "t")])
+        assert [record and record.queue for record in found] == ["q", "r", "s", None]
+
+    def test_row_that_no_call_finds_is_told_of(
+        self, harness: PostgresHarness, store: PostgresStore
+    ) -> None:
+        """A UUID that is kept as it is written."""
+        grant(store)
+        change = f"UPDATE {harness.schema}.claims SET task_id = '{uuid.uuid4()}'"
+        harness.server.execute(change)
+        (unreadable,) = store.scan(View.ALL).unreadable
+        assert "no call finds it" in unreadable.problem
+        harness.server.execute(unreadable.removal)
+        assert store.scan(View.ALL).unreadable == ()
+
+    def test_free_record_without_its_times_is_not_granted(
+        self, harness: PostgresHarness, store: PostgresStore
+    ) -> None:
+        token = grant(store)
+        store.settle([Settlement(token, Outcome.NACKED, KEEP)])
+        harness.server.execute(f"UPDATE {harness.schema}.claims SET keep = NULL")
+        with pytest.raises(StoreCorrupt, match=r"do not go together.*DELETE FROM"):
+            store.claim([request()])
+
+    def test_what_only_a_claim_needs_is_not_kept_of_a_finished_one(
+        self, harness: PostgresHarness, store: PostgresStore
+    ) -> None:
+        tokens = [grant(store, name) for name in ("free", "finished")]
+        store.settle([Settlement(tokens[0], Outcome.NACKED, KEEP)])
+        store.settle([Settlement(tokens[1], Outcome.SUCCESS, KEEP)])
+        columns = "expires_at, owner, grant_id, task, tag, from_queue, priority"
+        rows = f"SELECT num_nulls({columns}) FROM {harness.schema}.claims ORDER BY outcome"
+        assert harness.server.execute(rows) == [(1,), (7,)]
+
+    def test_it_can_be_published(self, harness: PostgresHarness, store: PostgresStore) -> None:
+        """Updates of a table with no key fail where it is in a publication, if it does not say."""
+        token = grant(store)
+        harness.server.execute(f"CREATE PUBLICATION claims FOR TABLE {harness.schema}.claims")
+        try:
+            assert isinstance(store.renew([Renewal(token, 60_000)])[0], Renewed)
+            assert store.settle([Settlement(token, Outcome.SUCCESS, 0)])
+        finally:
+            harness.server.execute("DROP PUBLICATION claims")
+
+    def test_a_finished_record_takes_little(
+        self, harness: PostgresHarness, store: PostgresStore
+    ) -> None:
+        count = 8000
+        for _ in range(count // 1000):
+            names = [str(uuid.uuid4()) for _ in range(1000)]
+            asked = [replace(request(name), queue="celery", root_id=name) for name in names]
+            tokens = [each.token for each in store.claim(asked) if isinstance(each, Success)]
+            store.settle([Settlement(token, Outcome.SUCCESS, 2 * KEEP) for token in tokens])
+        harness.server.execute(f"VACUUM FULL {harness.schema}.claims")
+        size = f"SELECT pg_total_relation_size('{harness.schema}.claims')"
+        assert harness.server.execute(size)[0][0] / count <= MOST_BYTES
+
+
 @pytest.fixture(scope="module")
 def full() -> Iterator[PostgresHarness]:
     """Live, orphaned, finished and forgettable records, 210,000 in all."""
@@ -731,7 +837,7 @@ class TestPlans:
                     store.scan(view, queue=queue, limit=50)
             store.lookup([("q", f"live-{number}") for number in range(100)])
         text = "\n".join(plans)
-        for index in ("claims_pkey", "claims_by_expiry", "claims_by_end"):
+        for index in ("claims_by_key", "claims_by_expiry", "claims_by_end"):
             assert f"using {index}" in text
         assert "Seq Scan on claims" not in text
         read = [int(number) for number in re.findall(r"on claims .*actual .*rows=(\d+)", text)]
@@ -751,20 +857,21 @@ class TestPlans:
 
 
 _FILL = r"""
-INSERT INTO {schema}.claims
-SELECT {schema}.key_v1('q', id), 1, 0, 0, 0, now, expires, 0,
-    CASE state WHEN 'claimed' THEN 0 ELSE now END,
-    CASE state WHEN 'claimed' THEN 0 ELSE forget END,
-    NULL, false, state, CASE state WHEN 'claimed' THEN NULL ELSE 'success' END,
-    'q', id, 'owner', 'grant', 'root', 'task', 'tag', ''
+INSERT INTO {schema}.claims (
+    token, expires_at, forget_at, outcome, keep, queue, task_id, root_id, owner, grant_id, task,
+    tag, from_queue
+)
+SELECT now * 1000, expires, forget, outcome, CASE WHEN forget > 0 THEN 1000 END, 'q', id, 'root',
+    part, part, part, part, part
 FROM generate_series(1, 100000) AS number,
     LATERAL (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now) AS t,
     LATERAL (VALUES
-        ('live-', 'claimed', now + 600000 + number, 0),
-        ('over-', 'claimed', now - 600000 + number, 0),
-        ('kept-', 'finished', 0, now + 600000 + number),
-        ('past-', 'finished', 0, now - 600000 + number)
-    ) AS kind (name, state, expires, forget),
-    LATERAL (SELECT convert_to(name || number, 'UTF8') AS id) AS named
+        ('live-', 0, now + 600000 + number, NULL),
+        ('over-', 0, now - 600000 + number, NULL),
+        ('kept-', 4, NULL, now + 600000 + number),
+        ('past-', 4, NULL, now - 600000 + number)
+    ) AS kind (name, outcome, expires, forget),
+    LATERAL (SELECT convert_to(name || number, 'UTF8') AS id) AS named,
+    LATERAL (SELECT CASE outcome WHEN 0 THEN 'x'::bytea END AS part) AS claimed
 WHERE number <= CASE WHEN name IN ('over-', 'past-') THEN 5000 ELSE 100000 END
 """

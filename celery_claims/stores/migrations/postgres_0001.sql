@@ -10,41 +10,57 @@ CREATE TABLE @version (
 );
 INSERT INTO @version (number) VALUES (1);
 
+-- Finished records outnumber claims by far, and are what the table is made of. So NULL is what goes
+-- without saying: a root_id that is the task id, a claimed_at that is the token's, a count of 0,
+-- not started; and of a finished record all that only a claim needs. task_id and root_id are
+-- packed, and outcome is a code, 0 for a claim (packing.py). A settled record was settled keep
+-- before forget_at, in milliseconds; a numeric takes the bytes that it needs.
 CREATE TABLE @claims (
-    key        uuid    NOT NULL,
-    token      bigint  NOT NULL,
-    nesting    bigint  NOT NULL,
-    retries    bigint  NOT NULL,
-    deaths     bigint  NOT NULL,
-    claimed_at bigint  NOT NULL,
-    expires_at bigint  NOT NULL,
-    deliveries bigint  NOT NULL,
-    settled_at bigint  NOT NULL,
-    forget_at  bigint  NOT NULL,
+    token      bigint   NOT NULL,
+    expires_at bigint,
+    forget_at  bigint,
+    claimed_at bigint,
+    nesting    bigint,
+    retries    bigint,
+    deaths     bigint,
+    deliveries bigint,
     priority   bigint,
-    started    boolean NOT NULL,
-    state      text    NOT NULL CHECK (state IN ('claimed', 'free', 'finished')),
-    outcome    text,
-    queue      bytea   NOT NULL,
-    task_id    bytea   NOT NULL,
-    owner      bytea   NOT NULL,
-    grant_id   bytea   NOT NULL,
-    root_id    bytea   NOT NULL,
-    task       bytea   NOT NULL,
-    tag        bytea   NOT NULL,
-    from_queue bytea   NOT NULL,
-    PRIMARY KEY (key)
+    outcome    smallint NOT NULL,
+    started    boolean,
+    keep       numeric,
+    queue      bytea    NOT NULL,
+    task_id    bytea    NOT NULL,
+    root_id    bytea,
+    owner      bytea,
+    grant_id   bytea,
+    task       bytea,
+    tag        bytea,
+    from_queue bytea
 ) WITH (
-    fillfactor = 85,
     -- Every claim leaves a dead row or two within its short life.
     autovacuum_vacuum_threshold = 500,
     autovacuum_vacuum_scale_factor = 0.05,
     autovacuum_analyze_threshold = 500,
     autovacuum_analyze_scale_factor = 0.05
 );
--- Finished records outnumber claims by far: scans of claims must not read them.
-CREATE INDEX @@claims_by_expiry ON @claims (expires_at, key) WHERE state = 'claimed';
-CREATE INDEX @@claims_by_end ON @claims (forget_at) WHERE state <> 'claimed';
+-- It has no primary key, and a publication of all tables must not make its updates fail.
+ALTER TABLE @claims REPLICA IDENTITY FULL;
+
+-- 16 bytes for texts of any length: the first four from the queue, so that its records lie
+-- together in the index, the rest from both. Every reader compares the texts as well.
+CREATE FUNCTION @key_v1(queue bytea, task_id bytea) RETURNS uuid
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT encode(
+        substring(sha256(queue) FOR 4) || substring(sha256(sha256(queue) || task_id) FOR 12), 'hex'
+    )::uuid
+$$;
+
+-- The key is in the index alone: a row is as much shorter.
+CREATE UNIQUE INDEX @@claims_by_key ON @claims (@key_v1(queue, task_id));
+-- Scans of claims must not read what is finished. Few leases end in the same millisecond.
+CREATE INDEX @@claims_by_expiry ON @claims (expires_at) WHERE outcome = 0;
+-- By the second, which many records have in common: the index then has it once for all of them.
+CREATE INDEX @@claims_by_end ON @claims ((forget_at / 1000)) WHERE outcome <> 0;
 
 -- What outlives the records: no token at or below the high-water of its shard is given out, and
 -- no grant below it comes back. Written only when a record goes, so that no claim waits for it.
@@ -61,18 +77,19 @@ CREATE TABLE @turns (
     PRIMARY KEY (key)
 ) WITH (fillfactor = 50);
 
--- 16 bytes for texts of any length: the first four from the queue, so that its records lie
--- together in the index, the rest from both. Every reader compares the texts as well.
-CREATE FUNCTION @key_v1(queue bytea, task_id bytea) RETURNS uuid
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
-    SELECT encode(
-        substring(sha256(queue) FOR 4) || substring(sha256(sha256(queue) || task_id) FOR 12), 'hex'
-    )::uuid
-$$;
-
 CREATE FUNCTION @shard_v1(key uuid) RETURNS integer
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT get_byte(uuid_send(key), 15)
+$$;
+
+-- A task_id or root_id for people: a first byte says that the others are a UUID, or hexadecimal.
+CREATE FUNCTION @text_v1(packed bytea) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT CASE encode(substring(packed FOR 1), 'hex')
+        WHEN 'ff' THEN encode(substring(packed FROM 2), 'hex')::uuid::text
+        WHEN 'fe' THEN encode(substring(packed FROM 2), 'hex')
+        ELSE convert_from(packed, 'UTF8')
+    END
 $$;
 
 -- Microseconds since the epoch.
@@ -93,22 +110,34 @@ END
 $$;
 
 -- Somebody else's hand in the table: such a record is refused, not taken for what it seems to be.
-CREATE FUNCTION @check_state_v1(state text, outcome text) RETURNS void
-LANGUAGE plpgsql IMMUTABLE AS $$
+-- True: it has not what goes with its outcome, or more. A part of the statement that reads it.
+-- Outcomes above 2 are of finished records; 11 is the last one that is known here.
+CREATE FUNCTION @is_damaged_v1(found @claims) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT num_nulls(found.forget_at, found.keep)
+            <> CASE found.outcome WHEN 0 THEN 2 ELSE 0 END
+        OR num_nulls(
+            found.expires_at, found.owner, found.grant_id, found.task, found.tag, found.from_queue
+        ) <> CASE WHEN found.outcome > 2 THEN 6 ELSE 0 END
+        OR found.outcome NOT BETWEEN 0 AND 11
+        OR found.keep NOT BETWEEN 0 AND found.forget_at OR found.keep <> trunc(found.keep)
+$$;
+
+CREATE FUNCTION @refuse_v1() RETURNS void
+LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
-    IF (state = 'claimed') <> (outcome IS NULL) THEN
-        RAISE EXCEPTION 'its state and its outcome do not go together' USING ERRCODE = '22000';
-    END IF;
+    RAISE EXCEPTION 'its parts do not go together' USING ERRCODE = '22000';
 END
 $$;
 
 -- A row under a key that was found taken: is it another's?
 CREATE FUNCTION @check_key_v1(wanted uuid, named_queue bytea, named_task bytea) RETURNS void
-LANGUAGE plpgsql VOLATILE AS $$
+LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $$
 BEGIN
     IF EXISTS (
         SELECT FROM @claims c
-        WHERE c.key = wanted AND (c.queue <> named_queue OR c.task_id <> named_task)
+        WHERE @key_v1(c.queue, c.task_id) = wanted
+            AND (c.queue <> named_queue OR c.task_id <> named_task)
     ) THEN
         RAISE EXCEPTION 'its key has another queue or task id' USING ERRCODE = '22000';
     END IF;
@@ -118,14 +147,15 @@ $$;
 -- protocol.decide_claim. A record is read without a lock, and written only if it is still the
 -- version that was read; else it is judged anew. Denials so write nothing and wait for nobody.
 CREATE FUNCTION @claim_v1(
-    queues bytea[], task_ids bytea[], owners bytea[], grant_ids bytea[], root_ids bytea[],
+    keys uuid[], queues bytea[], task_ids bytea[], owners bytea[], grant_ids bytea[],
+    root_ids bytea[],
     leases bigint[], nestings bigint[], all_retries bigint[], all_deaths bigint[], caps bigint[],
     tasks bytea[], tags bytea[], from_queues bytea[], priorities bigint[],
     exhausted_lease bigint, wait_ms integer, shift_us bigint
 ) RETURNS TABLE (
     place bigint, answer text, now bigint, holder bytea,
     token bigint, nesting bigint, retries bigint, claimed_at bigint, expires_at bigint,
-    deliveries bigint, orphaned boolean, outcome text, settled_at bigint,
+    deliveries bigint, orphaned boolean, outcome smallint, settled_at bigint,
     -- Of a grant that is repeated: as it was asked for the first time; of one that took over: from
     -- the task on, the message of the last holder.
     owner bytea, root_id bytea, deaths bigint, task bytea, tag bytea, from_queue bytea,
@@ -133,6 +163,9 @@ CREATE FUNCTION @claim_v1(
 ) LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
+    a_claim      CONSTANT smallint := 0;
+    expired      CONSTANT smallint := 2;
+    rejected     CONSTANT smallint := 3;
     ask          record;
     seen         record;
     now_us       bigint;
@@ -142,23 +175,33 @@ DECLARE
 BEGIN
     PERFORM @enter_v1(wait_ms);
     FOR ask IN
-        SELECT asked.*, @key_v1(asked.queue, asked.task_id) AS key
+        SELECT asked.*
         FROM unnest(
-            queues, task_ids, owners, grant_ids, root_ids, leases, nestings, all_retries,
+            keys, queues, task_ids, owners, grant_ids, root_ids, leases, nestings, all_retries,
             all_deaths, caps, tasks, tags, from_queues, priorities
         ) WITH ORDINALITY AS asked (
-            queue, task_id, owner, grant_id, root_id, lease, nesting, retries,
+            key, queue, task_id, owner, grant_id, root_id, lease, nesting, retries,
             deaths, cap, task, tag, from_queue, priority, place
         )
         -- One order for all callers, so that none waits in a ring; duplicates in their own.
-        ORDER BY key, asked.place
+        ORDER BY asked.key, asked.place
     LOOP
         place := ask.place;
         answer := NULL;
         FOR attempt IN 1..100 LOOP
-            SELECT c.*, c.xmin AS version INTO seen FROM @claims c
-            WHERE c.key = ask.key AND c.queue = ask.queue AND c.task_id = ask.task_id;
-            PERFORM @check_state_v1(seen.state, seen.outcome);
+            SELECT c.token, c.outcome, coalesce(c.started, false) AS started, c.owner, c.grant_id,
+                c.expires_at, c.forget_at, c.keep, c.root_id,
+                coalesce(c.nesting, 0) AS nesting, coalesce(c.retries, 0) AS retries,
+                coalesce(c.deaths, 0) AS deaths, coalesce(c.deliveries, 0) AS deliveries,
+                coalesce(c.claimed_at, c.token / 1000) AS claimed_at,
+                c.task, c.tag, c.from_queue, c.priority, @is_damaged_v1(c) AS damaged,
+                c.ctid AS place, c.xmin AS version
+            INTO seen FROM @claims c
+            WHERE @key_v1(c.queue, c.task_id) = ask.key
+                AND c.queue = ask.queue AND c.task_id = ask.task_id;
+            IF seen.damaged THEN
+                PERFORM @refuse_v1();
+            END IF;
             now_us := @clock_v1(shift_us);
             now := now_us / 1000;
             token := seen.token;
@@ -168,18 +211,19 @@ BEGIN
             expires_at := seen.expires_at;
             deliveries := seen.deliveries;
             outcome := seen.outcome;
-            settled_at := seen.settled_at;
+            settled_at := NULL;
             orphaned := false;
             holder := NULL;
             owner := NULL;
-            same_run := seen.root_id = ask.root_id;
+            same_run := seen.token IS NOT NULL
+                AND coalesce(seen.root_id, ask.task_id) = coalesce(ask.root_id, ask.task_id);
             same_attempt := same_run
                 AND seen.nesting = ask.nesting AND seen.retries = ask.retries;
 
-            IF seen.state = 'claimed' AND seen.grant_id = ask.grant_id THEN
+            IF seen.outcome = a_claim AND seen.grant_id = ask.grant_id THEN
                 expires_at := greatest(seen.expires_at, now + ask.lease);
                 UPDATE @claims c SET expires_at = @@claim_v1.expires_at
-                WHERE c.key = ask.key AND c.xmin = seen.version;
+                WHERE c.ctid = seen.place AND c.xmin = seen.version;
                 CONTINUE WHEN NOT FOUND;
                 answer := CASE WHEN seen.deliveries >= ask.cap THEN 'exhausted' ELSE 'success' END;
                 owner := seen.owner;
@@ -193,24 +237,25 @@ BEGIN
             ELSIF same_run AND (seen.nesting, seen.retries) > (ask.nesting, ask.retries) THEN
                 answer := 'superseded';
                 EXIT;
-            ELSIF seen.state = 'claimed' AND now < seen.expires_at THEN
+            ELSIF seen.outcome = a_claim AND now < seen.expires_at THEN
                 answer := 'already claimed';
                 holder := seen.owner;
                 EXIT;
-            ELSIF seen.state = 'finished' AND same_attempt
-                AND NOT (seen.outcome = 'rejected' AND ask.deaths > seen.deaths) THEN
+            ELSIF seen.outcome > expired AND same_attempt
+                AND NOT (seen.outcome = rejected AND ask.deaths > seen.deaths) THEN
                 answer := 'finished';
+                settled_at := seen.forget_at - seen.keep;
                 EXIT;
             END IF;
 
             -- It is granted.
             deliveries := 0;
-            IF seen.state <> 'finished' THEN
+            IF seen.outcome <= expired THEN
                 IF same_attempt THEN
                     deliveries := seen.deliveries;
                 END IF;
-                IF seen.state = 'free' THEN
-                    orphaned := seen.outcome = 'expired';
+                IF seen.outcome > a_claim THEN
+                    orphaned := seen.outcome = expired;
                 ELSE
                     deliveries := deliveries + (same_attempt AND seen.started)::integer;
                     holder := seen.owner;
@@ -233,33 +278,38 @@ BEGIN
             ELSE
                 answer := 'success';
             END IF;
-            IF seen.key IS NOT NULL THEN
+            IF seen.token IS NOT NULL THEN
                 UPDATE @claims c SET
-                    token = @@claim_v1.token, nesting = ask.nesting, retries = ask.retries,
-                    deaths = ask.deaths, claimed_at = now, expires_at = @@claim_v1.expires_at,
-                    deliveries = @@claim_v1.deliveries, settled_at = 0, forget_at = 0,
-                    priority = ask.priority, started = false, state = 'claimed', outcome = NULL,
-                    owner = ask.owner, grant_id = ask.grant_id, root_id = ask.root_id,
-                    task = ask.task, tag = ask.tag, from_queue = ask.from_queue
-                WHERE c.key = ask.key AND c.xmin = seen.version;
+                    token = @@claim_v1.token, expires_at = @@claim_v1.expires_at, forget_at = NULL,
+                    claimed_at = nullif(now, @@claim_v1.token / 1000),
+                    nesting = nullif(ask.nesting, 0), retries = nullif(ask.retries, 0),
+                    deaths = nullif(ask.deaths, 0),
+                    deliveries = nullif(@@claim_v1.deliveries, 0), priority = ask.priority,
+                    outcome = a_claim, started = NULL, keep = NULL, root_id = ask.root_id,
+                    owner = ask.owner, grant_id = ask.grant_id, task = ask.task, tag = ask.tag,
+                    from_queue = ask.from_queue
+                WHERE c.ctid = seen.place AND c.xmin = seen.version;
                 EXIT WHEN FOUND;
             ELSE
                 INSERT INTO @claims (
-                    key, token, nesting, retries, deaths, claimed_at, expires_at, deliveries,
-                    settled_at, forget_at, priority, started, state, outcome, queue, task_id,
-                    owner, grant_id, root_id, task, tag, from_queue
+                    token, expires_at, claimed_at, nesting, retries, deaths, priority, outcome,
+                    queue, task_id, root_id, owner, grant_id, task, tag, from_queue
                 ) VALUES (
-                    ask.key, @@claim_v1.token, ask.nesting, ask.retries, ask.deaths, now,
-                    @@claim_v1.expires_at, 0, 0, 0, ask.priority, false, 'claimed', NULL,
-                    ask.queue, ask.task_id, ask.owner, ask.grant_id, ask.root_id, ask.task,
-                    ask.tag, ask.from_queue
-                ) ON CONFLICT (key) DO NOTHING;
+                    @@claim_v1.token, @@claim_v1.expires_at,
+                    nullif(now, @@claim_v1.token / 1000), nullif(ask.nesting, 0),
+                    nullif(ask.retries, 0), nullif(ask.deaths, 0), ask.priority, a_claim,
+                    ask.queue, ask.task_id, ask.root_id, ask.owner, ask.grant_id, ask.task, ask.tag,
+                    ask.from_queue
+                ) ON CONFLICT DO NOTHING;
                 IF FOUND THEN
                     -- Read once nobody else can have the key: it may have come and gone meanwhile.
                     floor := @high_water_v1(ask.key);
                     IF floor >= token THEN
                         token := floor + 1;
-                        UPDATE @claims c SET token = @@claim_v1.token WHERE c.key = ask.key;
+                        UPDATE @claims c SET
+                            token = @@claim_v1.token,
+                            claimed_at = nullif(now, @@claim_v1.token / 1000)
+                        WHERE @key_v1(c.queue, c.task_id) = ask.key;
                     END IF;
                     EXIT;
                 END IF;
@@ -296,17 +346,17 @@ $$;
 
 -- Bring the record of a grant back that the store forgot, unless something was granted since.
 -- True: there is a record now, ours or another; read it.
-CREATE FUNCTION @restore_v1(lost @claims) RETURNS boolean
-LANGUAGE plpgsql VOLATILE AS $$
+CREATE FUNCTION @restore_v1(key uuid, lost @claims) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $$
 BEGIN
-    INSERT INTO @claims SELECT lost.* ON CONFLICT (key) DO NOTHING;
+    INSERT INTO @claims SELECT lost.* ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
-        PERFORM @check_key_v1(lost.key, lost.queue, lost.task_id);
+        PERFORM @check_key_v1(key, lost.queue, lost.task_id);
         RETURN true;
     END IF;
     -- Read once nobody else can have the key: it may have come and gone meanwhile.
-    IF @high_water_v1(lost.key) > lost.token THEN
-        DELETE FROM @claims c WHERE c.key = lost.key;
+    IF @high_water_v1(key) > lost.token THEN
+        DELETE FROM @claims c WHERE @key_v1(c.queue, c.task_id) = key;
         RETURN false;
     END IF;
     RETURN true;
@@ -326,16 +376,19 @@ $$;
 -- protocol.decide_renew. Without owners nothing is brought back: the answer is then "forgotten",
 -- and the caller asks again with all that its tokens say, which it need not send otherwise.
 CREATE FUNCTION @renew_v1(
-    queues bytea[], task_ids bytea[], tokens bigint[], leases bigint[],
+    keys uuid[], queues bytea[], task_ids bytea[], tokens bigint[], leases bigint[],
     extends boolean[], starts boolean[],
     owners bytea[], grant_ids bytea[], root_ids bytea[], nestings bigint[], all_retries bigint[],
     all_deaths bigint[], claimed bigint[], tasks bytea[], tags bytea[], from_queues bytea[],
     priorities bigint[], wait_ms integer, shift_us bigint
 ) RETURNS TABLE (
-    place bigint, answer text, now bigint, expires_at bigint, outcome text, owner bytea
+    place bigint, answer text, now bigint, expires_at bigint, outcome smallint, owner bytea
 ) LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
+    a_claim CONSTANT smallint := 0;
+    nacked  CONSTANT smallint := 1;
+    expired CONSTANT smallint := 2;
     ask     record;
     seen    record;
     now_ms  bigint;
@@ -344,23 +397,27 @@ DECLARE
 BEGIN
     PERFORM @enter_v1(wait_ms);
     FOR ask IN
-        SELECT asked.*, @key_v1(asked.queue, asked.task_id) AS key
+        SELECT asked.*
         FROM unnest(
-            queues, task_ids, tokens, leases, extends, starts, owners, grant_ids, root_ids,
+            keys, queues, task_ids, tokens, leases, extends, starts, owners, grant_ids, root_ids,
             nestings, all_retries, all_deaths, claimed, tasks, tags, from_queues, priorities
         ) WITH ORDINALITY AS asked (
-            queue, task_id, token, lease, extend, start, owner, grant_id, root_id,
+            key, queue, task_id, token, lease, extend, start, owner, grant_id, root_id,
             nesting, retries, deaths, claimed_at, task, tag, from_queue, priority, place
         )
-        ORDER BY key, asked.place
+        ORDER BY asked.key, asked.place
     LOOP
         place := ask.place;
         answer := NULL;
         FOR attempt IN 1..100 LOOP
-            SELECT c.token, c.state, c.outcome, c.owner, c.expires_at, c.started, c.deliveries,
-                c.xmin AS version INTO seen FROM @claims c
-            WHERE c.key = ask.key AND c.queue = ask.queue AND c.task_id = ask.task_id;
-            PERFORM @check_state_v1(seen.state, seen.outcome);
+            SELECT c.token, c.outcome, c.owner, c.expires_at, @is_damaged_v1(c) AS damaged,
+                c.ctid AS place, c.xmin AS version
+            INTO seen FROM @claims c
+            WHERE @key_v1(c.queue, c.task_id) = ask.key
+                AND c.queue = ask.queue AND c.task_id = ask.task_id;
+            IF seen.damaged THEN
+                PERFORM @refuse_v1();
+            END IF;
             now_ms := @clock_v1(shift_us) / 1000;
             expires_at := NULL;
             outcome := NULL;
@@ -370,10 +427,11 @@ BEGIN
                     answer := 'lost';
                 ELSIF ask.owner IS NULL THEN
                     answer := 'forgotten';
-                ELSIF @restore_v1(ROW(
-                    ask.key, ask.token, ask.nesting, ask.retries, ask.deaths, ask.claimed_at, 0,
-                    0, 0, 0, ask.priority, false, 'claimed', NULL, ask.queue, ask.task_id,
-                    ask.owner, ask.grant_id, ask.root_id, ask.task, ask.tag, ask.from_queue
+                ELSIF @restore_v1(ask.key, ROW(
+                    ask.token, 0, NULL, nullif(ask.claimed_at, ask.token / 1000),
+                    nullif(ask.nesting, 0), nullif(ask.retries, 0), nullif(ask.deaths, 0), NULL,
+                    ask.priority, a_claim, NULL, NULL, ask.queue, ask.task_id, ask.root_id,
+                    ask.owner, ask.grant_id, ask.task, ask.tag, ask.from_queue
                 )::@claims) THEN
                     CONTINUE;
                 ELSE
@@ -381,10 +439,12 @@ BEGIN
                 END IF;
             ELSIF seen.token <> ask.token THEN
                 answer := 'lost';
-            ELSIF seen.state = 'finished' THEN
+                -- To whom a finished record belonged is not kept.
+                outcome := CASE WHEN seen.outcome > expired THEN seen.outcome END;
+            ELSIF seen.outcome > expired THEN
                 answer := 'ended';
                 outcome := seen.outcome;
-            ELSIF seen.outcome = 'nacked' THEN
+            ELSIF seen.outcome = nacked THEN
                 answer := 'lost';
                 owner := NULL;
             ELSE
@@ -394,12 +454,14 @@ BEGIN
                 END IF;
                 until := greatest(until, seen.expires_at);
                 -- A cleanup is undone: its owner was late, not dead, so that is not counted.
-                revived := seen.state = 'free';
+                revived := seen.outcome = expired;
                 UPDATE @claims c SET
-                    expires_at = until, started = c.started OR ask.start,
-                    deliveries = c.deliveries - (revived AND c.started)::int,
-                    state = 'claimed', outcome = NULL, settled_at = 0, forget_at = 0
-                WHERE c.key = ask.key AND c.xmin = seen.version;
+                    expires_at = until, started = c.started OR nullif(ask.start, false),
+                    deliveries = nullif(
+                        coalesce(c.deliveries, 0) - (revived AND c.started IS TRUE)::int, 0
+                    ),
+                    outcome = a_claim, forget_at = NULL, keep = NULL
+                WHERE c.ctid = seen.place AND c.xmin = seen.version;
                 CONTINUE WHEN NOT FOUND;
                 answer := 'renewed';
                 expires_at := until;
@@ -417,15 +479,18 @@ $$;
 
 -- protocol.decide_settle; "forgotten" as in renew.
 CREATE FUNCTION @settle_v1(
-    queues bytea[], task_ids bytea[], tokens bigint[], outcomes text[], keeps bigint[],
-    counts boolean[],
+    keys uuid[], queues bytea[], task_ids bytea[], tokens bigint[],
+    outcomes bigint[], keeps bigint[], counts boolean[],
     owners bytea[], grant_ids bytea[], root_ids bytea[], nestings bigint[], all_retries bigint[],
     all_deaths bigint[], claimed bigint[], tasks bytea[], tags bytea[], from_queues bytea[],
     priorities bigint[], wait_ms integer, shift_us bigint
-) RETURNS TABLE (place bigint, answer text, now bigint, outcome text, owner bytea)
+) RETURNS TABLE (place bigint, answer text, now bigint, outcome smallint, owner bytea)
 LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
+    a_claim   CONSTANT smallint := 0;
+    nacked    CONSTANT smallint := 1;
+    expired   CONSTANT smallint := 2;
     ask       record;
     seen      record;
     now_ms    bigint;
@@ -438,15 +503,15 @@ DECLARE
 BEGIN
     PERFORM @enter_v1(wait_ms);
     FOR ask IN
-        SELECT asked.*, @key_v1(asked.queue, asked.task_id) AS key
+        SELECT asked.*
         FROM unnest(
-            queues, task_ids, tokens, outcomes, keeps, counts, owners, grant_ids, root_ids,
+            keys, queues, task_ids, tokens, outcomes, keeps, counts, owners, grant_ids, root_ids,
             nestings, all_retries, all_deaths, claimed, tasks, tags, from_queues, priorities
         ) WITH ORDINALITY AS asked (
-            queue, task_id, token, outcome, keep, counted, owner, grant_id, root_id,
+            key, queue, task_id, token, outcome, keep, counted, owner, grant_id, root_id,
             nesting, retries, deaths, claimed_at, task, tag, from_queue, priority, place
         )
-        ORDER BY key, asked.place
+        ORDER BY asked.key, asked.place
     LOOP
         -- What this call made the store forget is not in its high-water yet.
         IF last_key IS DISTINCT FROM ask.key THEN
@@ -454,13 +519,17 @@ BEGIN
             last_gone := 0;
         END IF;
         place := ask.place;
-        gives := ask.outcome = 'nacked';
+        gives := ask.outcome = nacked;
         answer := NULL;
         FOR attempt IN 1..100 LOOP
-            SELECT c.token, c.state, c.outcome, c.owner, c.started, c.deliveries,
-                c.xmin AS version INTO seen FROM @claims c
-            WHERE c.key = ask.key AND c.queue = ask.queue AND c.task_id = ask.task_id;
-            PERFORM @check_state_v1(seen.state, seen.outcome);
+            SELECT c.token, c.outcome, c.owner, @is_damaged_v1(c) AS damaged,
+                c.ctid AS place, c.xmin AS version
+            INTO seen FROM @claims c
+            WHERE @key_v1(c.queue, c.task_id) = ask.key
+                AND c.queue = ask.queue AND c.task_id = ask.task_id;
+            IF seen.damaged THEN
+                PERFORM @refuse_v1();
+            END IF;
             now_ms := @clock_v1(shift_us) / 1000;
             outcome := NULL;
             owner := seen.owner;
@@ -469,10 +538,11 @@ BEGIN
                     answer := 'lost';
                 ELSIF ask.owner IS NULL THEN
                     answer := 'forgotten';
-                ELSIF @restore_v1(ROW(
-                    ask.key, ask.token, ask.nesting, ask.retries, ask.deaths, ask.claimed_at, 0,
-                    0, 0, 0, ask.priority, false, 'claimed', NULL, ask.queue, ask.task_id,
-                    ask.owner, ask.grant_id, ask.root_id, ask.task, ask.tag, ask.from_queue
+                ELSIF @restore_v1(ask.key, ROW(
+                    ask.token, 0, NULL, nullif(ask.claimed_at, ask.token / 1000),
+                    nullif(ask.nesting, 0), nullif(ask.retries, 0), nullif(ask.deaths, 0), NULL,
+                    ask.priority, a_claim, NULL, NULL, ask.queue, ask.task_id, ask.root_id,
+                    ask.owner, ask.grant_id, ask.task, ask.tag, ask.from_queue
                 )::@claims) THEN
                     CONTINUE;
                 ELSE
@@ -480,26 +550,39 @@ BEGIN
                 END IF;
             ELSIF seen.token <> ask.token THEN
                 answer := 'lost';
-            ELSIF seen.state = 'finished' THEN
+                -- To whom a finished record belonged is not kept.
+                outcome := CASE WHEN seen.outcome > expired THEN seen.outcome END;
+            ELSIF seen.outcome > expired THEN
                 answer := CASE WHEN gives THEN 'ended' ELSE 'settled' END;
                 outcome := seen.outcome;
-            ELSIF seen.outcome = 'nacked' THEN
+            ELSIF seen.outcome = nacked THEN
                 answer := CASE WHEN gives THEN 'settled' ELSE 'lost' END;
                 owner := NULL;
             ELSIF ask.keep = 0 THEN
-                DELETE FROM @claims c WHERE c.key = ask.key AND c.xmin = seen.version;
+                DELETE FROM @claims c WHERE c.ctid = seen.place AND c.xmin = seen.version;
                 CONTINUE WHEN NOT FOUND;
                 answer := 'settled';
                 last_gone := ask.token + 1;
                 gone := gone || ask.key;
                 floors := floors || last_gone;
             ELSE
-                revived := seen.state = 'free';
+                revived := seen.outcome = expired;
                 UPDATE @claims c SET
-                    deliveries = c.deliveries - (revived AND c.started)::int + ask.counted::int,
-                    state = CASE WHEN gives THEN 'free' ELSE 'finished' END,
-                    outcome = ask.outcome, settled_at = now_ms, forget_at = now_ms + ask.keep
-                WHERE c.key = ask.key AND c.xmin = seen.version;
+                    expires_at = CASE WHEN gives THEN c.expires_at END,
+                    forget_at = now_ms + ask.keep,
+                    deliveries = nullif(
+                        coalesce(c.deliveries, 0) - (revived AND c.started IS TRUE)::int
+                            + ask.counted::int,
+                        0
+                    ),
+                    priority = CASE WHEN gives THEN c.priority END,
+                    outcome = ask.outcome, keep = ask.keep,
+                    owner = CASE WHEN gives THEN c.owner END,
+                    grant_id = CASE WHEN gives THEN c.grant_id END,
+                    task = CASE WHEN gives THEN c.task END,
+                    tag = CASE WHEN gives THEN c.tag END,
+                    from_queue = CASE WHEN gives THEN c.from_queue END
+                WHERE c.ctid = seen.place AND c.xmin = seen.version;
                 CONTINUE WHEN NOT FOUND;
                 answer := 'settled';
             END IF;
@@ -519,38 +602,43 @@ $$;
 
 -- protocol.decide_expire, then forget what was kept long enough.
 CREATE FUNCTION @expire_v1(
-    queues bytea[], task_ids bytea[], tokens bigint[], expected bigint[], keep bigint,
+    keys uuid[], queues bytea[], task_ids bytea[], tokens bigint[], expected bigint[], keep bigint,
     most integer, wait_ms integer, shift_us bigint
 ) RETURNS TABLE (place bigint, cleaned boolean)
 LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
-    ask    record;
-    now_ms bigint;
-    gone   uuid[] := '{}';
-    floors bigint[] := '{}';
-    past   record;
+    a_claim CONSTANT smallint := 0;
+    expired CONSTANT smallint := 2;
+    ask     record;
+    now_ms  bigint;
+    gone    uuid[] := '{}';
+    floors  bigint[] := '{}';
+    past    record;
 BEGIN
     PERFORM @enter_v1(wait_ms);
     FOR ask IN
-        SELECT asked.*, @key_v1(asked.queue, asked.task_id) AS key
-        FROM unnest(queues, task_ids, tokens, expected)
-            WITH ORDINALITY AS asked (queue, task_id, token, expires_at, place)
-        ORDER BY key, asked.place
+        SELECT asked.*
+        FROM unnest(keys, queues, task_ids, tokens, expected)
+            WITH ORDINALITY AS asked (key, queue, task_id, token, expires_at, place)
+        ORDER BY asked.key, asked.place
     LOOP
         now_ms := @clock_v1(shift_us) / 1000;
         -- The condition is looked at again on what a concurrent writer left.
         IF keep > 0 THEN
             UPDATE @claims c SET
-                deliveries = c.deliveries + c.started::int, state = 'free', outcome = 'expired',
-                settled_at = now_ms, forget_at = now_ms + keep
-            WHERE c.key = ask.key AND c.queue = ask.queue AND c.task_id = ask.task_id
-                AND c.state = 'claimed' AND c.token = ask.token
+                deliveries = nullif(coalesce(c.deliveries, 0) + (c.started IS TRUE)::int, 0),
+                outcome = expired, forget_at = now_ms + @@expire_v1.keep,
+                keep = @@expire_v1.keep
+            WHERE @key_v1(c.queue, c.task_id) = ask.key
+                AND c.queue = ask.queue AND c.task_id = ask.task_id
+                AND c.outcome = a_claim AND c.token = ask.token
                 AND c.expires_at = ask.expires_at AND c.expires_at <= now_ms;
         ELSE
             DELETE FROM @claims c
-            WHERE c.key = ask.key AND c.queue = ask.queue AND c.task_id = ask.task_id
-                AND c.state = 'claimed' AND c.token = ask.token
+            WHERE @key_v1(c.queue, c.task_id) = ask.key
+                AND c.queue = ask.queue AND c.task_id = ask.task_id
+                AND c.outcome = a_claim AND c.token = ask.token
                 AND c.expires_at = ask.expires_at AND c.expires_at <= now_ms;
         END IF;
         cleaned := FOUND;
@@ -564,19 +652,17 @@ BEGIN
 
     now_ms := @clock_v1(shift_us) / 1000;
     WITH due AS (
-        SELECT c.key FROM @claims c
-        WHERE c.state <> 'claimed' AND c.forget_at <= now_ms
+        SELECT c.ctid AS place FROM @claims c
+        WHERE c.outcome <> 0 AND c.forget_at / 1000 <= now_ms / 1000 AND c.forget_at <= now_ms
             -- A token that nobody was granted stays where it is: the shard's high-water would
             -- follow it, and there would be no token left for anybody.
             AND c.token BETWEEN 1 AND 9007199254740990
-            -- Nor is it known how one without an outcome ended.
-            AND c.outcome IS NOT NULL
-        ORDER BY c.forget_at LIMIT most
+        ORDER BY c.forget_at / 1000 LIMIT most
         -- Nobody is waited for: what is locked is about to change, or forgotten by another.
         FOR UPDATE SKIP LOCKED
     ), dropped AS (
-        DELETE FROM @claims c USING due WHERE c.key = due.key
-        RETURNING c.key, c.token + (c.outcome <> 'expired')::int AS floor
+        DELETE FROM @claims c USING due WHERE c.ctid = due.place
+        RETURNING @key_v1(c.queue, c.task_id) AS key, c.token + (c.outcome <> expired)::int AS floor
     )
     SELECT array_agg(dropped.key) AS keys, array_agg(dropped.floor) AS floors INTO past
     FROM dropped;
