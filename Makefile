@@ -75,7 +75,7 @@ chaos: servers $(VENV)/.dev  ## Kill, freeze and cut off real workers, and count
 	$(BIN)/python -m tests.chaos --broker rabbitmq --store postgresql $(CHAOS)
 
 chaos-peers: servers $(VENV)/.peers  ## The same without claims, and with packages that lock, in one table
-	$(BIN)/python -m tests.chaos --all --rest 60 $(CHAOS)
+	$(BIN)/python -m tests.chaos --all --seconds 60 --rest 60 $(CHAOS)
 
 soak: servers $(VENV)/.dev  ## Keep workers busy for an hour, and see whether anything grows
 	$(BIN)/python -m tests.soak $(SOAK)
