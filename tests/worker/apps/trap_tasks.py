@@ -225,7 +225,7 @@ def beat_late() -> None:
     def beating(self: Heartbeat) -> Any:
         before, last[0] = last[0], time.monotonic()
         if last[0] - before > seconds:
-            time.sleep(seconds)
+            stays(lambda: True, seconds)
         return run_once(self)
 
     Heartbeat.run_once = beating  # type: ignore[method-assign]
