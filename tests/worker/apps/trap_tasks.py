@@ -24,7 +24,7 @@ from celery_claims.run import Run
 from celery_claims.sweep import Sweeper
 
 from tests.process.environment import FOLDER_VARIABLE
-from tests.process.waiting import wait_until
+from tests.process.waiting import stays, wait_until
 
 from . import gates, journal
 
