@@ -594,7 +594,11 @@ HUNTS: tuple[Hunt, ...] = (
         _faults("crash", broker="redis", workers=4, lease=30.0, every=0.3),
     ),
     Hunt(trust_runs_from_the_answer, EXCLUSIVE, _faults("pause", every=0.05)),
-    Hunt(the_broker_is_told_twice, "MessageStateError", _faults("pause")),
+    Hunt(
+        the_broker_is_told_twice,
+        "MessageStateError",
+        _faults("pause", kind="sim.early", every=0.05),
+    ),
     Hunt(a_body_starts_without_looking, TOLD, _faults("pause")),
     Hunt(an_old_answer_confirms_a_start, TOLD, _faults("pause", "store lost", pool="threads")),
     Hunt(a_loss_is_ignored, TOLD, _faults("pause", pool="prefork", workers=3)),
