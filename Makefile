@@ -41,7 +41,7 @@ APT := env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-versions proof simulate chaos chaos-peers soak upstream lint format fuzz bench bench-quick numbers docs servers clean
+.PHONY: help demo test test-needs test-oldest test-versions proof simulate chaos chaos-peers soak upstream lint format fuzz bench bench-quick numbers docs servers clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -50,10 +50,13 @@ help:  ## Show this list
 demo: $(VENV)/.demo  ## Kill a worker in mid-task and watch another take over (under two minutes)
 	@$(BIN)/python examples/quickstart/demo.py
 
-# All that it needs can be made side by side, as CI does.
-test: lint servers $(if $(TESTS),,$(OLDEST)/.dev)  ## Lint, then run all tests and show the slowest
+test:  ## Lint, then run all tests and show the slowest
+	@$(MAKE) --no-print-directory --jobs=3 test-needs
 	$(BIN)/python -m pytest $(SPREAD) $(TESTS)
 	$(if $(TESTS),,@$(MAKE) --no-print-directory test-oldest)
+
+# What the tests need is made side by side: most of it waits for downloads.
+test-needs: lint servers $(if $(TESTS),,$(OLDEST)/.dev)
 
 test-oldest: $(OLDEST)/.dev  ## Try what is worn thinnest on the oldest supported Celery
 	$(OLDEST)/bin/python -m pytest $(SPREAD) -m oldest tests/unit tests/worker

@@ -156,6 +156,8 @@ class RedisStore(Store):
     def expire(self, expiries: Sequence[Expiry], *, keep_ms: int) -> list[bool]:
         check_keep(keep_ms)
         batch = check_batch("expiries", expiries, Expiry)
+        # First: if it fails, nothing was done of what the call is for.
+        self._registry.retire()
         rows = self._write(
             _EXPIRE,
             _TWO,
@@ -163,7 +165,6 @@ class RedisStore(Store):
             ((each.queue, each.task_id) for each in batch),
             ([_TWO.pack(each.token, each.expires_at)] for each in batch),
         )
-        self._registry.retire()
         return [bool(row[1]) for row in rows]
 
     def census(self, queue: str | None = None) -> Census:
@@ -258,11 +259,7 @@ class RedisStore(Store):
         rows: list[Any] = [None] * count
         if not groups:
             return rows
-        due = (
-            [group.shard for group in groups if self._registry.is_due(group.shard)]
-            if writes
-            else []
-        )
+        due = [each.shard for each in groups if writes and self._registry.is_due(each.shard)]
         self._registry.note(due)
         calls = [Call(script, group.keys, group.arguments) for group in groups]
         try:
