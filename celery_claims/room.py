@@ -88,10 +88,15 @@ class SharedRoom(Room):
         self._qos.prev = None
 
     def _send_with_held(self, prefetch_count: int) -> Any:
-        # None at all is no limit, and so is more than AMQP can say.
-        if prefetch_count:
-            prefetch_count = min(prefetch_count + len(self._held), MAX_PREFETCH)
-        return self._send(prefetch_count=prefetch_count)
+        # While RabbitMQ's answer is waited for, messages arrive, and what ``_send_soon`` notes of
+        # them is forgotten when it has come.
+        while True:
+            held = len(self._held)
+            # None at all is no limit, and so is more than AMQP can say.
+            count = min(prefetch_count + held, MAX_PREFETCH) if prefetch_count else 0
+            answer = self._send(prefetch_count=count)
+            if len(self._held) == held:
+                return answer
 
 
 class Subscription:

@@ -52,6 +52,20 @@ class TestSharedRoom:
         qos.update()
         assert sent == [4, 6, 5]
 
+    def test_a_message_that_is_held_while_the_count_is_sent_counts(self) -> None:
+        """RabbitMQ's answer is waited for, and messages that come first are received meanwhile."""
+        arriving, sent = messages(2), list[int]()
+
+        def send(prefetch_count: int) -> None:
+            sent.append(prefetch_count)
+            if arriving:
+                room.hold(arriving.pop())
+
+        qos = QoS(send, 4)
+        room = SharedRoom(qos, max_held=10)
+        qos.update()
+        assert sent == [4, 5, 6]
+
     def test_the_loop_sees_that_there_is_a_count_to_send(self, qos: QoS) -> None:
         """Celery's loops compare these two."""
         room = SharedRoom(qos, max_held=10)
