@@ -50,12 +50,7 @@ class ClaimsWorkerStep(bootsteps.StartStopStep):
             touching = Touching(deliveries, claims.deliveries, lease / BEATS_PER_LEASE)
 
         def act(actions: list[Action]) -> None:
-            consumer = worker.consumer
-            if self._forks and consumer.hub is None:
-                # Without a hub Celery's loop waits while the pool is full: for the body to stop.
-                consumer.claims_gate.perform(actions)
-            else:
-                consumer.claims_gate.loop.call(consumer.claims_gate.perform, actions)
+            worker.consumer.claims_gate.act(actions)
 
         self._heartbeat = Heartbeat(
             keeper,
@@ -146,6 +141,7 @@ class ClaimsConsumerStep(bootsteps.StartStopStep):
         announce_queue(consumer.task_consumer, self._gate.set_queue)
 
     def stop(self, consumer: Any) -> None:
+        self._gate.rests()
         # Also called at the end of the worker, whose own step gives the rest back.
         if consumer.blueprint.state == bootsteps.RUN:
             self._gate.disconnected()

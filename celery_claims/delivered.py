@@ -38,6 +38,7 @@ class Delivered:
         "pending",
         "request",
         "roomy",
+        "stopped",
         "strategy",
     )
 
@@ -57,6 +58,8 @@ class Delivered:
         self.request: Request | None = None
         #: the prefetch count was raised for it
         self.roomy = False
+        #: its body has been stopped, or is about to be, and that was told
+        self.stopped = False
         #: the connection does not count it any more; see ``seams.let_go``
         self.let_go = False
         #: an acknowledgement or rejection that waits for the store

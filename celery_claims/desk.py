@@ -353,6 +353,12 @@ class Desk:
         ]
         return min(ends, default=None)
 
+    def stopping(self) -> list[Case]:
+        """Cases of which a body shall stop, and has not."""
+        return [
+            case for case in self._active.values() if (case.lost or case.hung) and case.in_executor
+        ]
+
     def shortest_lease(self) -> float | None:
         """Of the cases that are renewed, in seconds."""
         return min((case.incoming.lease for case in self._active.values()), default=None)

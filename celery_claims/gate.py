@@ -29,7 +29,8 @@ from .keeper import Keeper
 from .loop import Loop
 from .protocol import Finished, Superseded
 from .room import FreshRoom, Room, SharedRoom
-from .seams import has_fixed_prefetch, let_go, resubscribe, stop_body
+from .seams import has_fixed_prefetch, let_go, resubscribe
+from .stopping import Stopper
 
 __all__ = ["Gate", "Strategies"]
 
@@ -93,6 +94,7 @@ class Gate:
         self._keep_free = keep_free
         self._max_held = max_held
         self._delivered: dict[Case, Delivered] = {}
+        self._stopper = Stopper(consumer, keeper, self._delivered)
         self._alarm: Any = None
         self._alarm_at = 0.0
         self._closed = False
@@ -108,6 +110,7 @@ class Gate:
     def connected(self) -> None:
         """A connection is there, and nothing has been received on it."""
         consumer = self._consumer
+        self._stopper.turns()
         # Celery ends timers together with a connection; what they were for ended with it as well.
         self._gathering.begin()
         self._end_alarm()
@@ -117,6 +120,10 @@ class Gate:
         qos = consumer.qos
         subscribe = partial(resubscribe, consumer.task_consumer)
         self._room = FreshRoom(lambda: qos.value, subscribe, self.loop, self._max_held)
+
+    def rests(self) -> None:
+        """The loop does not turn, until there is a connection, or for good."""
+        self._stopper.rests()
 
     def set_queue(self, queue: Any) -> None:
         """The next message comes from this queue."""
@@ -162,6 +169,17 @@ class Gate:
 
     # acting
 
+    def act(self, actions: list[Action]) -> None:
+        """From the heartbeat's thread: carry out what it found, on the loop if that turns."""
+        if self._keeper.desk.can_stop and self._consumer.hub is None:
+            # Without a hub Celery's loop waits while the pool is full: for the body to stop.
+            self.perform(actions)
+            return
+        for action in actions:
+            if action.do is Do.STOP:
+                self._stopper.at_once(action.case)
+        self.loop.call(self.perform, actions)
+
     def perform(self, actions: list[Action]) -> None:
         """Carry out what the desk decided, and what it decides on the way."""
         for action in actions:
@@ -179,7 +197,7 @@ class Gate:
         elif delivered is None:
             return
         elif action.do is Do.STOP:
-            self._stop(delivered)
+            self._stopper.on_loop(delivered)
         elif action.do is Do.HOLD:
             self._hold(delivered, action)
         elif action.do is Do.RETURN:
@@ -216,6 +234,7 @@ class Gate:
 
     def _run(self, delivered: Delivered) -> None:
         case = delivered.case
+        delivered.stopped = False
         set_header(delivered, self._keeper.passport(case).as_header())
         try:
             self._call_strategy(
@@ -271,16 +290,6 @@ class Gate:
         self._forget(delivered.case)
         self._keeper.tell("returned", delivered.case, "waits in its queue, for it was held long")
         delivered.reject(logger, self._consumer.connection_errors, True)
-
-    def _stop(self, delivered: Delivered) -> None:
-        case, request = delivered.case, delivered.request
-        if case.phase in (Phase.ENDED, Phase.DONE):
-            # The child that ran it may be busy with another task by now.
-            return
-        why = "it ran longer than max_hold" if case.hung else "another worker has the task now"
-        self._keeper.tell("lost", case, why)
-        if request is not None and self._keeper.desk.can_stop:
-            stop_body(request, self._consumer.pool)
 
     def _report(self, delivered: Delivered) -> None:
         """Fail a task that keeps killing its worker: result, then store, then broker."""

@@ -345,6 +345,10 @@ class Keeper:
         with self.lock:
             return self.desk.deadline()
 
+    def stopping(self) -> list[Case]:
+        with self.lock:
+            return self.desk.stopping()
+
     def to_record(self) -> list[tuple[Case, Settlement]]:
         with self.lock:
             return self.desk.to_record(self._clock())

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from celery.concurrency import asynpool
 from celery.local import Proxy
 from celery.worker import state
 from celery.worker.request import Request
@@ -23,6 +24,7 @@ __all__ = [
     "is_terminating",
     "job_owner",
     "keep_if_sent",
+    "kill_child",
     "let_go",
     "request_context",
     "resubscribe",
@@ -65,6 +67,42 @@ def stop_body(request: Request, pool: Any) -> None:
     result = request._apply_result and request._apply_result()
     if result is not None:
         result.terminate(signal.SIGTERM)
+
+
+def kill_child(request: Request, pool: Any) -> bool:
+    """Kill the process of a prefork pool that has the body of a request, if it has no other.
+
+    For other threads than the loop's, while that hands no body to any child, and takes none's end:
+    what is read here does not change then, and what is written the loop only reads.
+
+    Returns:
+        False: there is none, or it cannot be told what it does.
+    """
+    job = request._apply_result and request._apply_result()
+    workers = getattr(pool, "_pool", None)
+    if job is None or job.ready() or workers is None:
+        return False
+    child = _child_of(job)
+    # Only a fair pool gives a child one body at a time. Of others the books do not tell which one
+    # it has got to; and they may name a child that has been replaced.
+    fair = getattr(workers, "sched_strategy", None) == asynpool.SCHED_STRATEGY_FAIR
+    others = [each for each in list(workers._cache.values()) if each is not job]
+    if child is None or not fair or any(_child_of(each) == child for each in others):
+        return False
+    # If it is dead before the loop knows that it had begun: it must not begin in another child.
+    job.terminate(signal.SIGTERM)
+    pool.terminate_job(child, signal.SIGTERM)
+    return True
+
+
+def _child_of(job: Any) -> int | None:
+    """The pid of the process that has a job, as far as is known."""
+    if job.ready():
+        return None
+    if job._worker_pid is not None:
+        pid: int = job._worker_pid
+        return pid
+    return job._write_to.pid if job._write_to is not None else None
 
 
 def announce_queue(task_consumer: Any, announce: Callable[[Any], None]) -> None:

@@ -22,6 +22,7 @@ from celery_claims.pool import Watch
 from celery_claims.protocol import Outcome, State
 from celery_claims.run import Run
 from celery_claims.settling import Decision, Ending, on_rejected
+from celery_claims.stopping import Stopper
 from celery_claims.stores import memory
 from celery_claims.sweep import Sweeper
 from celery_claims.touching import Touching
@@ -429,6 +430,16 @@ def strict_bodies_are_not_stopped() -> Any:
     return mock.patch.object(Desk, "unrenewed", return_value=[])
 
 
+def the_loop_alone_stops_bodies() -> Any:
+    """So that nobody does while the worker connects anew."""
+    return mock.patch.object(Stopper, "at_once", return_value=None)
+
+
+def the_loop_alone_stops_bodies_of_a_drain() -> Any:
+    """Of a worker that ends."""
+    return the_loop_alone_stops_bodies()
+
+
 def a_grant_is_not_recognised() -> Any:
     """By the claim that is asked for again."""
     decide = memory.decide_claim
@@ -653,6 +664,18 @@ HUNTS: tuple[Hunt, ...] = (
         strict_bodies_are_not_stopped,
         TOLD,
         _faults("store down", pool="prefork", every=1.0, kind="sim.strict", lease=30.0),
+    ),
+    Hunt(
+        the_loop_alone_stops_bodies,
+        TOLD,
+        _faults(
+            "store down", "broker down", pool="prefork", every=0.4, kind="sim.strict", lease=30.0
+        ),
+    ),
+    Hunt(
+        the_loop_alone_stops_bodies_of_a_drain,
+        TOLD,
+        _faults("pause", "restart", pool="prefork", every=0.4, lease=10.0),
     ),
     Hunt(a_grant_is_not_recognised, BACK, _faults("store lost")),
     Hunt(an_end_without_an_answer_is_taken_for_recorded, LOST, _faults("store lost")),

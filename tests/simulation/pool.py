@@ -9,6 +9,7 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import Terminated, WorkerLostError
+from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR
 from celery.concurrency.base import apply_target
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.thread import TaskPool as ThreadPool
@@ -30,10 +31,7 @@ ORPHANED = 0.5
 class Job:
     """As billiard's ``ApplyResult``, as far as anybody looks."""
 
-    def __init__(
-        self, pool: Forks, number: int, run: Callable[[], Any], grant: str, options: Any
-    ) -> None:
-        self._pool = pool
+    def __init__(self, number: int, run: Callable[[], Any], grant: str, options: Any) -> None:
         self._job = number
         #: the id of the grant under which it runs
         self.grant = grant
@@ -44,6 +42,7 @@ class Job:
         #: the child that got it
         self._write_to: Child | None = None
         self._accepted = self._ready = False
+        self._worker_pid: int | None = None
         self.terminated = False
 
     def accepted(self) -> bool:
@@ -53,8 +52,8 @@ class Job:
         return self._ready
 
     def terminate(self, signum: int) -> None:
+        """Kills nothing by itself."""
         self.terminated = True
-        self._pool.cut_off(self)
 
 
 class Child:
@@ -62,6 +61,10 @@ class Child:
 
     def __init__(self, process: Process) -> None:
         self.process = process
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def _is_alive(self) -> bool:
         return self.process.alive
@@ -78,6 +81,7 @@ class Forks:
 
     kind = PreforkPool
     is_green = False
+    sched_strategy = SCHED_STRATEGY_FAIR
 
     def __init__(
         self,
@@ -105,7 +109,7 @@ class Forks:
         name, task_id, request, *body = args
         # A child gets a copy.
         run = partial(target, name, task_id, dict(request), *body, app=one_app(), **(kwargs or {}))
-        job = Job(self, self._count, run, request[HEADER]["grant_id"], options)
+        job = Job(self._count, run, request[HEADER]["grant_id"], options)
         self._cache[job._job] = job
         self._waiting.append(job)
         self._send()
@@ -145,6 +149,7 @@ class Forks:
     def _on_accepted(self, job: Job, pid: int) -> None:
         if job._job in self._cache and not job._ready:
             job._accepted = True
+            job._worker_pid = pid
             job.accept(pid, 0.0)
 
     def _on_result(self, job: Job, process: Process, result: Any) -> None:
@@ -186,14 +191,6 @@ class Forks:
     def _free(self, process: Process) -> None:
         self._children.pop(process.pid, None)
         self._send()
-
-    def cut_off(self, job: Job) -> None:
-        self._world.simulation.judge.stops(job.grant)
-        if job in self._waiting:
-            self._waiting.remove(job)
-            self._post(self._failed, job)
-        elif job._write_to is not None:
-            self._world.after(0.0, job._write_to.process.kill)
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         child = self._children.get(pid)

@@ -103,10 +103,11 @@ class Timers:
 
 
 class WakingLoop(Loop):
-    """Without a socket."""
+    """Without a socket. A worker that drains its pool hears of nothing but that."""
 
     def wake(self) -> None:
-        self._consumer.mailbox.post(self._run)
+        if self._consumer.turns:
+            self._consumer.mailbox.post(self._run)
 
 
 class TaskConsumer:
@@ -134,6 +135,8 @@ class Shell:
 
     def __init__(self, worker: Worker) -> None:
         self.app = one_app()
+        #: whether it has a loop
+        self.turns = True
         self.hostname = worker.name
         self.mailbox = worker.mailbox
         self.pool = worker.pool
@@ -303,6 +306,9 @@ class Worker:
         channel.leaving = True
         channel.cancel()
         self._shell.semaphore._waiting.clear()
+        self._shell.turns = False
+        self._shell.blueprint.state = bootsteps.CLOSE
+        self._consumer_step.stop(self._shell)
         while not self.pool.is_idle():
             self._turn()
         self._step.stop(self._controller)

@@ -519,6 +519,16 @@ def test_a_hung_body_is_stopped_once_and_renewed_until_it_has_stopped() -> None:
     assert settlement.gives_back and settlement.counted
 
 
+def test_what_shall_stop_is_asked_for_until_it_has(desk: Desk) -> None:
+    """Where the order to stop it was lost with the loop that it was for."""
+    case = running_case(desk, incoming(strict=True))
+    assert desk.stopping() == []
+    desk.unrenewed(1000.0)
+    assert desk.stopping() == [case]
+    desk.returned(case, 1001.0)
+    assert desk.stopping() == []
+
+
 def test_a_hung_body_that_cannot_be_stopped_is_not_renewed(desk: Desk) -> None:
     """Threads: its lease runs out and another worker takes over."""
     running_case(desk, incoming(max_hold=60.0))

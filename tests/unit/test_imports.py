@@ -26,6 +26,7 @@ INTEGRATION = {
     "pool",
     "run",
     "seams",
+    "stopping",
     "tracer",
 }
 

@@ -22,7 +22,7 @@ from billiard.pool import RUN, ApplyResult
 from celery import Celery, bootsteps, platforms, signals, states
 from celery.app import trace
 from celery.apps import worker
-from celery.concurrency import prefork
+from celery.concurrency import asynpool, prefork
 from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.base import apply_target
 from celery.events.dispatcher import EventDispatcher
@@ -304,6 +304,32 @@ def test_a_flushed_pool_gives_up_what_it_has_not_heard_of():
     owned = ApplyResult({}, Request.on_success.__get__(request := MagicMock()))
     assert seams.job_owner(owned) is request
     assert seams.job_owner(ApplyResult({}, len)) is not request
+
+
+def test_a_fair_pool_says_which_child_has_a_body():
+    """``_worker_pid`` once it has begun, ``_write_to`` from when it was sent; it has no other."""
+    assert asynpool.SCHED_STRATEGIES[None] == asynpool.SCHED_STRATEGY_FAIR
+    workers = SimpleNamespace(sched_strategy=asynpool.SCHED_STRATEGY_FAIR, _cache={})
+    pool = MagicMock(_pool=workers)
+    jobs = {name: ApplyResult(workers._cache, None) for name in ("new", "sent", "began", "over")}
+    jobs["sent"]._write_to = SimpleNamespace(pid=1)
+    jobs["began"]._ack(0, 0.0, 2, None)
+    # A child that was replaced.
+    jobs["began"]._write_to = SimpleNamespace(pid=3)
+    jobs["over"]._ack(0, 0.0, 3, None)
+    jobs["over"]._set(0, (True, None))
+    requests = {name: MagicMock(_apply_result=lambda job=job: job) for name, job in jobs.items()}
+    requests["none"] = MagicMock(_apply_result=None)
+    killed = {name: seams.kill_child(request, pool) for name, request in requests.items()}
+    assert [name for name in killed if killed[name]] == ["sent", "began"]
+    assert [made.args[0] for made in pool.terminate_job.call_args_list] == [1, 2]
+    assert jobs["sent"]._terminated == signal.SIGTERM
+
+    jobs["new"]._write_to = SimpleNamespace(pid=1)
+    assert not seams.kill_child(requests["sent"], pool), "the child has another one too"
+    workers.sched_strategy = asynpool.SCHED_STRATEGY_FCFS
+    assert not seams.kill_child(requests["began"], pool), "it may have come to another one"
+    assert not seams.kill_child(requests["began"], MagicMock(_pool=None)), "the pool has ended"
 
 
 @pytest.mark.parametrize(
