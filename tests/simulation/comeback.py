@@ -140,7 +140,10 @@ def settle_in(simulation: Any) -> Comebacks:
     broker, judge = simulation.broker, simulation.judge
 
     def waits(part: Part) -> bool:
-        return any(copy.part == part for copy in broker.queue)
+        ending = {worker.process for worker in simulation.workers if worker.stopping}
+        # Who drains its pool asks for nothing, and gives back what it holds when it ends.
+        in_hand = (copy for copy in broker.unacked.values() if copy.holder in ending)
+        return any(copy.part == part for copy in [*broker.queue, *in_hand])
 
     def is_there(part: Part) -> bool:
         found = [copy for copy in broker.unacked.values() if copy.part == part]
