@@ -177,8 +177,10 @@ class Judge:
     starts: Counter[Part] = field(default_factory=Counter)
     #: how bodies of attempts came to an end of their own
     completed: dict[Part, set[Outcome]] = field(default_factory=lambda: defaultdict(set))
-    #: attempts whose result is stored, and those that were told to be out of deliveries, under what
-    reported: dict[Part, tuple[str, float]] = field(default_factory=dict)
+    #: results of attempts that are stored, by the worker that did, and when; another one may have
+    #: stored one as well, for it had no answer
+    reported: dict[tuple[Part, Fate], tuple[str, float]] = field(default_factory=dict)
+    #: attempts that were told to be out of deliveries, under what
     exhausted: dict[Part, Grant] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -458,7 +460,9 @@ class Judge:
 
     def stored(self, part: Part, state: str, result: object) -> None:
         """The result of an attempt is in its backend."""
-        self.reported[part] = state, self.world.now
+        process = self.world.running().process
+        fate = (process.parent or process).fate
+        self.reported[part, fate] = state, self.world.now
         if self.world.running().ending is None and not isinstance(result, DeliveriesExhausted):
             self._leaves_parent(part)
         if not isinstance(result, DeliveriesExhausted):
@@ -490,7 +494,7 @@ class Judge:
         """
         if part in self.finished or self.is_superseded(part) or not late:
             return
-        state, at = self.reported.get(part, ("", 0.0))
+        state, at = self.reported.get((part, worker.fate), ("", 0.0))
         # The store did not answer: at a shutdown, or when it was told that nothing is left.
         silent = bool(state) and worker.fate.unsettled_at >= at
         if silent and (part in self.exhausted or leaving):

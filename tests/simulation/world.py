@@ -40,7 +40,7 @@ class Timer:
         self.args = ()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Fate:
     """What befell a process, also when it is long gone.
 
