@@ -43,6 +43,7 @@ from .redis_link import Call, Link, load_script
 from .redis_record import (
     Shard,
     as_record,
+    is_new,
     pack_request,
     recalled,
     rows_of,
@@ -209,9 +210,9 @@ class RedisStore(Store):
             again = self._write(
                 script,
                 _THREE,
-                (5,),
+                (2,),
                 (_key_of(each.token) for each in lost),
-                ([pack(each), *recalled(each.token)] for each in lost),
+                ([pack(each), recalled(each.token)] for each in lost),
             )
             for number, row in zip(forgotten, again, strict=True):
                 rows[number] = row
@@ -270,7 +271,7 @@ class RedisStore(Store):
             raise
         for group, reply in zip(groups, replies, strict=True):
             group.spread(rows, reply, form)
-            if writes and reply[1] and group.shard not in due:
+            if writes and is_new(reply) and group.shard not in due:
                 self._registry.note([group.shard])
         return rows
 
@@ -311,7 +312,7 @@ class _Group:
         self.keys.append(self.shard.key(task))
         self.arguments += arguments
 
-    def spread(self, rows: list[Any], reply: list[Any], form: struct.Struct) -> None:
+    def spread(self, rows: list[Any], reply: bytes, form: struct.Struct) -> None:
         """Put each task's part of a reply where it belongs."""
         found = rows_of(reply, form, len(self.numbers))
         for number, row in zip(self.numbers, found, strict=True):

@@ -46,8 +46,19 @@ _driver: Any = redis
 WAIT_SHARE = 0.8
 
 
-#: Scripts that take no shard.
-ALONE = ("elect", "register", "retire")
+#: Files before a script's own, where it has no usual case: see ``lua/shard.lua``.
+BEFORE = {
+    "lookup": ("shard", "head", "record"),
+    "expire": ("shard", "head", "record"),
+    "page": ("shard",),
+    "census": ("shard",),
+}
+#: Where it has one: what that needs, and what only the other cases need.
+USUAL = {
+    "claim": (("shard",), ("head", "record")),
+    "renew": (("shard", "head"), ("record",)),
+    "settle": (("shard", "head"), ("record",)),
+}
 
 
 class Script:
@@ -59,12 +70,17 @@ class Script:
 
 
 def load_script(name: str) -> Script:
-    """A file of ``lua/``, after what all scripts that take a shard share."""
+    """A file of ``lua/``, after what it shares with others: see ``shard.lua``."""
+    if name not in USUAL:
+        return Script(_read(*BEFORE.get(name, ()), name))
+    first, others = USUAL[name]
+    unusual = f"local function unusual()\n{_read(*others, name)}end\n"
+    return Script(_read(*first) + unusual + _read(f"{name}_usual"))
+
+
+def _read(*names: str) -> str:
     folder = files(__package__).joinpath("lua")
-    source = folder.joinpath(f"{name}.lua").read_text("utf-8")
-    if name in ALONE:
-        return Script(source)
-    return Script(folder.joinpath("record.lua").read_text("utf-8") + source)
+    return "".join(folder.joinpath(f"{name}.lua").read_text("utf-8") for name in names)
 
 
 @dataclass(frozen=True, slots=True)

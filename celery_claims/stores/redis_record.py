@@ -6,7 +6,6 @@ import hashlib
 import re
 import struct
 from binascii import crc32
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,15 +17,15 @@ from .reading import check_record
 __all__ = [
     "Shard",
     "as_record",
-    "pack_identity",
+    "is_new",
     "pack_request",
     "recalled",
     "rows_of",
     "shard_of",
 ]
 
-_FIVE = struct.Struct(">5q")
-_FOUR = struct.Struct(">4q")
+_TWO = struct.Struct(">2q")
+_ONE = struct.Struct(">q")
 
 _MAX_TINY, _MAX_SHORT, _MAX_SMALL_NUMBER = 31, 255, 127
 
@@ -91,47 +90,52 @@ def slot_of(task: bytes, slots: int) -> int | None:
 
 
 def pack_request(request: ClaimRequest) -> list[bytes]:
-    """The arguments of a task in ``claim.lua``."""
-    nesting, retries = request.attempt
-    return [
-        *pack_identity(request),
-        _FIVE.pack(request.lease_ms, nesting, retries, request.deaths, request.max_deliveries),
-    ]
+    """The argument of a task in ``claim.lua``."""
+    return [_TWO.pack(request.lease_ms, request.max_deliveries) + pack_grant(request)]
 
 
-def pack_identity(grant: ClaimRequest | ClaimToken) -> list[bytes]:
-    """Its root, its grant, and what only the client reads."""
+def pack_grant(grant: ClaimRequest | ClaimToken) -> bytes:
+    """What a record of it holds that it knows itself, from nesting on."""
+    nesting, retries = grant.attempt
     delivery = grant.delivery
-    root = b"" if grant.root_id == grant.task_id else pack_text(grant.root_id)
-    rest = (
-        _known(grant.owner),
-        _known(delivery.task),
-        _length_and(pack_text(delivery.tag)),
-        _known(delivery.queue),
-        _number(delivery.priority),
+    root = grant.root_id
+    return b"".join(
+        (
+            _number(nesting),
+            _number(retries),
+            _number(grant.deaths),
+            _length_and(b"" if root == grant.task_id else pack_text(root)),
+            _length_and(pack_text(grant.grant_id)),
+            _known(grant.owner),
+            _known(delivery.task),
+            _length_and(pack_text(delivery.tag)),
+            _known(delivery.queue),
+            _number(delivery.priority),
+        )
     )
-    return [root, pack_text(grant.grant_id), b"".join(rest)]
 
 
-def recalled(token: ClaimToken) -> list[bytes]:
-    """The arguments from which a script makes a record anew that the store forgot."""
-    numbers = _FOUR.pack(
-        token.attempt.nesting, token.attempt.retries, token.deaths, token.created_at
-    )
-    return [*pack_identity(token), numbers]
+def recalled(token: ClaimToken) -> bytes:
+    """The argument from which a script makes a record anew that the store forgot."""
+    return _ONE.pack(token.created_at) + pack_grant(token)
 
 
-def rows_of(reply: Sequence[Any], form: struct.Struct, count: int) -> list[tuple[Any, ...]]:
+def is_new(reply: bytes) -> bool:
+    """Whether the shard had no high-water before a script answered so."""
+    return bool(_TWO.unpack_from(reply)[1])
+
+
+def rows_of(reply: bytes, form: struct.Struct, count: int) -> list[tuple[Any, ...]]:
     """What a script answered of so many tasks: of each the clock, its numbers and its text.
 
     Parameters:
         form: of the numbers, the length of the text first.
     """
-    now, _, told = reply
-    begin = form.size * count
+    (now,) = _ONE.unpack_from(reply)
+    first, begin = _TWO.size, _TWO.size + form.size * count
     rows = []
-    for length, *numbers in form.iter_unpack(told[:begin]):
-        rows.append((now, *numbers, told[begin : begin + length]))
+    for length, *numbers in form.iter_unpack(reply[first:begin]):
+        rows.append((now, *numbers, reply[begin : begin + length]))
         begin += length
     return rows
 
@@ -145,7 +149,7 @@ def as_record(queue: str, task_id: str, packed: bytes, expires_at: int) -> Recor
         ValueError: this is not a record.
     """
     values = _Values(packed)
-    code, token, nesting, retries, deaths, runs, drift = values.numbers(7)
+    code, token, runs, drift, nesting, retries, deaths = values.numbers(7)
     if not 0 <= code < len(OUTCOMES):
         raise ValueError(f"no outcome has the code {code}")
     root = values.text() or task_id

@@ -82,8 +82,8 @@ class Reader:
         answers = self._link.run_apart([Call(_CENSUS, s.fixed, [self._offset()]) for s in shards])
         replies = [answer for answer in answers if not isinstance(answer, StoreCorrupt)]
         return Census(
-            live=sum(reply[2] for reply in replies),
-            orphaned=sum(reply[3] for reply in replies),
+            live=sum(reply[1] for reply in replies),
+            orphaned=sum(reply[2] for reply in replies),
             free=None,
             finished=None,
             now=max((reply[0] for reply in replies), default=0) or self._now(),
@@ -289,7 +289,7 @@ def _begin(shard: Shard, place: _Place | None) -> list[Any]:
 def _rows(shard: Shard, reply: list[Any]) -> list[_Row]:
     return [
         _Row(reply[place + 2], shard.base, reply[place], reply[place + 1], shard.name)
-        for place in range(2, len(reply) - 1, 3)
+        for place in range(1, len(reply) - 1, 3)
     ]
 
 

@@ -1,9 +1,10 @@
 -- census: count the claims of a shard.
--- Keys: a shard (see record.lua).
+-- Keys: a shard (see shard.lua).
 -- Arguments: the offset of the clock.
--- Answers: the clock and whether the shard is new; then the live and the orphaned claims.
+-- Answers: the clock, the live and the orphaned claims.
 
-answer(
-  redis.call('ZCOUNT', EXPIRY, '(' .. whole(now), '+inf'),
-  redis.call('ZCOUNT', EXPIRY, '-inf', whole(now)))
-return answers
+return {
+  now,
+  call('ZCOUNT', EXPIRY, '(' .. string.format('%.0f', now), '+inf'),
+  call('ZCOUNT', EXPIRY, '-inf', string.format('%.0f', now)),
+}

@@ -1,8 +1,8 @@
--- claim: may these deliveries run?
--- Keys: a shard and its tasks (see record.lua).
--- Arguments: the offset of the clock; then of each task its root, its grant, what only the client
---   reads, and five 64-bit numbers: lease, nesting, retries, deaths, most deliveries.
--- Answers: the clock and whether the shard is new; then of each task four numbers and a text:
+-- claim: may these deliveries run? Of what claim_usual.lua does not do.
+-- Keys: a shard and its tasks (see shard.lua).
+-- Arguments: the offset of the clock; then of each task two 64-bit numbers, lease and most
+--   deliveries, and behind them the grant (see record.lua).
+-- Answers: of each task four numbers and a text:
 --   SUCCESS    token, end of lease, deliveries, the record if the grant is an old one
 --   ORPHANED   the same, and cleanup had noticed that the last lease ran out
 --   TOOK_OVER  token, end of lease, deliveries, the record that was taken over
@@ -23,21 +23,24 @@ local function grant(key, task, record, wanted, deliveries, code, old)
   local token = math.max(high_water + 1, now_us, record and record.token + 1 or 0)
   local expires_at = now + (exhausted and EXHAUSTED_LEASE or wanted.lease)
   wanted.token, wanted.deliveries, wanted.started = token, deliveries, false
-  wanted.drift, wanted.expires_at = now - math.floor(token / 1000), expires_at
+  wanted.drift, wanted.expires_at = now - floor(token / 1000), expires_at
   raise_high_water(token)
   keep_claimed(key, task, wanted, record)
   if exhausted then code, old = EXHAUSTED, '' end
   answer(old, code, token, expires_at, deliveries)
 end
 
-local function decide(key, task, wanted)
+local function decide(key, task, asked)
   local record = find(key, task)
+  local lease, most, place = struct.unpack('>i8i8', asked)
+  local wanted = parse(cmsgpack.pack(0, 1, 0, 0) .. sub(asked, place))
+  wanted.lease, wanted.most = lease, most
   if not record then
     return grant(key, task, nil, wanted, 0, SUCCESS, '')
   end
   if record.code == 0 and record.grant == wanted.grant then
     local expires_at = math.max(record.expires_at, now + wanted.lease)
-    redis.call('ZADD', EXPIRY, whole(expires_at), task)
+    call('ZADD', EXPIRY, whole(expires_at), task)
     local code = record.deliveries >= wanted.most and EXHAUSTED or SUCCESS
     return answer(record.packed, code, record.token, expires_at, record.deliveries)
   end
@@ -68,11 +71,4 @@ local function decide(key, task, wanted)
 end
 
 check_high_water()
-for number = FIRST, #KEYS do
-  local place = 2 + 4 * (number - FIRST)
-  local wanted = {root = ARGV[place], grant = ARGV[place + 1], rest = ARGV[place + 2]}
-  wanted.lease, wanted.nesting, wanted.retries, wanted.deaths, wanted.most =
-    struct.unpack('>i8i8i8i8i8', ARGV[place + 3])
-  decide(KEYS[number], task_of(KEYS[number]), wanted)
-end
-return all_told()
+return decide

@@ -1,14 +1,14 @@
 -- expire: clean claims up that are still as expired as a scan showed them.
--- Keys: a shard and its tasks (see record.lua).
+-- Keys: a shard and its tasks (see shard.lua).
 -- Arguments: the offset of the clock; for how long the counters are kept; then of each task two
 --   64-bit numbers: token, end of lease.
--- Answers: the clock and whether the shard is new; then of each task 1 if it was cleaned up, else 0,
---   and no text.
+-- Answers: of each task 1 if it was cleaned up, else 0, and no text.
 
 local keep = tonumber(ARGV[2])
 
 for number = FIRST, #KEYS do
   local key = KEYS[number]
+  current = number
   local task = task_of(key)
   local token, expires_at = struct.unpack('>i8i8', ARGV[3 + number - FIRST])
   local record = find(key, task)
@@ -25,4 +25,4 @@ for number = FIRST, #KEYS do
     tell('>i8i8', '', 1)
   end
 end
-return all_told()
+return table.concat(told)

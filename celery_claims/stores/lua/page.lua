@@ -1,20 +1,19 @@
 -- page: some claimed records of a shard, by the end of their lease.
--- Keys: a shard (see record.lua).
+-- Keys: a shard (see shard.lua).
 -- Arguments: the offset of the clock; live, orphaned or all; after which end of lease, '' for the
 --   first page; which records of that same end come: after, from here on, or none; at most how many.
 --   "after" is followed by the task id, "from" and "none" are the words themselves:
 --   ARGV[4] is the word, ARGV[5] the task id, ARGV[6] the number.
--- Answers: the clock and whether the shard is new; then of each record three values: task id, record,
---   end of lease; last the number of records that the index showed.
+-- Answers: the clock; then of each record three values: task id, record, end of lease; last the number of records that the index showed.
 -- The index may name what is no longer claimed after an eviction: that is taken out of it here.
 
 local view, after, word, task, most = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
-local low, high = '-inf', whole(MOST)
+local low, high = '-inf', string.format('%.0f', MOST)
 if after ~= '' then low = word == 'none' and '(' .. after or after end
 if view == 'orphaned' then
-  high = whole(now)
+  high = string.format('%.0f', now)
 elseif view == 'live' and (after == '' or tonumber(after) <= now) then
-  low, word = '(' .. whole(now), 'from'
+  low, word = '(' .. string.format('%.0f', now), 'from'
 end
 
 -- Byte by byte, as the index has them: Lua's own < asks the server's locale.
@@ -28,12 +27,12 @@ end
 
 -- How many of the records of the end `after` come before the one after `task`.
 local function skipped()
-  if tonumber(redis.call('ZSCORE', EXPIRY, task) or -1) == tonumber(after) then
-    return redis.call('ZRANK', EXPIRY, task) + 1 - redis.call('ZCOUNT', EXPIRY, '-inf', '(' .. after)
+  if tonumber(call('ZSCORE', EXPIRY, task) or -1) == tonumber(after) then
+    return call('ZRANK', EXPIRY, task) + 1 - call('ZCOUNT', EXPIRY, '-inf', '(' .. after)
   end
   local skip = 0
   while true do
-    local tied = redis.call('ZRANGEBYSCORE', EXPIRY, after, after, 'LIMIT', skip, 100)
+    local tied = call('ZRANGEBYSCORE', EXPIRY, after, after, 'LIMIT', skip, 100)
     for _, other in ipairs(tied) do
       if not comes_before(other, task) then return skip end
       skip = skip + 1
@@ -42,16 +41,23 @@ local function skipped()
   end
 end
 
-local found = redis.call(
+local answers = {now}
+local function answer(...)
+  for place = 1, select('#', ...) do
+    answers[#answers + 1] = (select(place, ...))
+  end
+end
+
+local found = call(
   'ZRANGEBYSCORE', EXPIRY, low, high, 'WITHSCORES',
   'LIMIT', word == 'after' and skipped() or 0, most)
 for place = 1, #found, 2 do
-  local packed = redis.call('HGET', CLAIMED, found[place])
+  local packed = call('HGET', CLAIMED, found[place])
   if packed then
     -- As a whole number, whatever it is: a scan goes on from it.
     answer(found[place], packed, math.max(0, math.ceil(tonumber(found[place + 1]))))
   else
-    redis.call('ZREM', EXPIRY, found[place])
+    call('ZREM', EXPIRY, found[place])
   end
 end
 answer(#found / 2)

@@ -1,16 +1,15 @@
--- settle: record ends, finished or given back.
--- Keys: a shard and its tasks (see record.lua).
--- Arguments: the offset of the clock; how many arguments a task has, 1 or 5; then of each task four
+-- settle: record ends, finished or given back. Of what settle_usual.lua does not do.
+-- Keys: a shard and its tasks (see shard.lua).
+-- Arguments: the offset of the clock; how many arguments a task has, 1 or 2; then of each task four
 --   64-bit numbers: token, for how long it is kept, code of the outcome, 1 to count a delivery;
---   with 5 the same as in renew.lua.
--- Answers: the clock and whether the shard is new; then of each task two numbers and a text:
+--   with 2 also when it was claimed and behind that the grant (see record.lua).
+-- Answers: of each task two numbers and a text:
 --   SETTLED  0, ''
 --   ENDED    0, the record
 --   LOST     0, the record that is there instead, '' for none
---   UNKNOWN  0, '': as in renew.lua
+--   UNKNOWN  0, '': nothing is known and nothing was done; ask again with 2 arguments
 
 local SETTLED, ENDED, LOST, UNKNOWN = 0, 1, 2, 3
-local width = tonumber(ARGV[2])
 
 local function answer(text, code, number)
   tell('>i8i8i8', text, code, number)
@@ -31,14 +30,9 @@ local function settle(key, task, record, keep, code, counted)
 end
 
 check_high_water()
-for number = FIRST, #KEYS do
-  local key, place = KEYS[number], 3 + width * (number - FIRST)
-  local task = task_of(key)
-  local token, keep, code, counted = struct.unpack('>i8i8i8i8', ARGV[place])
+return function(key, task, sent, token, keep, code, counted)
   local record = find(key, task)
-  if not record and high_water <= token and width > 1 then
-    record = recall(token, place + 1)
-  end
+  if not record and high_water <= token and sent then record = recall(token, sent) end
   if not record then
     answer('', high_water <= token and UNKNOWN or LOST, 0)
   elseif record.token ~= token then
@@ -51,4 +45,3 @@ for number = FIRST, #KEYS do
     settle(key, task, record, keep, code, counted)
   end
 end
-return all_told()
