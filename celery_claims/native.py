@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ __all__ = [
     "across_forks",
     "allocate_lock",
     "monotonic",
+    "new_poll",
     "pause",
     "start_thread",
 ]
@@ -72,6 +74,14 @@ def allocate_lock() -> NativeLock:
 def pause(seconds: float) -> None:
     """Sleep without giving way to greenlets."""
     _original("time", "sleep")(seconds)
+
+
+def new_poll(file: Any) -> Callable[[float], list[Any]]:
+    """Asks whether a file, or a socket, has something to be read; its argument is milliseconds."""
+    poll = _original("select", "poll")()
+    poll.register(file, select.POLLIN)
+    asked: Callable[[float], list[Any]] = poll.poll
+    return asked
 
 
 class NativeThread:

@@ -39,7 +39,7 @@ from .base import Census, Page, Store, View
 from .packing import CODES, pack_text
 from .redis_check import find_concerns
 from .redis_damage import removal_of
-from .redis_link import Call, Link, load_script
+from .redis_link import Call, Link, Script, load_script
 from .redis_record import (
     Shard,
     as_record,
@@ -253,18 +253,21 @@ class RedisStore(Store):
             shard = shard_of(self._prefix, queue, slot_of(task, self._slots))
             group = open_calls.get(shard.base)
             if group is None or len(group.numbers) >= CHUNK:
-                group = open_calls[shard.base] = _Group(shard, start)
+                group = open_calls[shard.base] = _Group(script, shard, start)
                 groups.append(group)
-            group.add(count, task, own)
+            group.numbers.append(count)
+            group.keys.append(shard.key(task))
+            group.arguments += own
             count += 1
         rows: list[Any] = [None] * count
         if not groups:
             return rows
-        due = [each.shard for each in groups if writes and self._registry.is_due(each.shard)]
-        self._registry.note(due)
-        calls = [Call(script, group.keys, group.arguments) for group in groups]
+        due = []
+        if writes:
+            due = [group.shard for group in groups if self._registry.is_due(group.shard)]
+            self._registry.note(due)
         try:
-            replies = self._link.run(calls, writes=writes)
+            replies = self._link.run(groups, writes=writes)
         except StoreCorrupt as error:
             if count == 1:
                 raise self._explain(error.problem, groups[0].shard, task) from error.__cause__
@@ -296,21 +299,18 @@ class RedisStore(Store):
         )
 
 
-class _Group:
-    """The tasks of a batch that are in one shard, in their order."""
+class _Group(Call):
+    """The call for those tasks of a batch that are in one shard, in their order."""
 
-    __slots__ = ("arguments", "keys", "numbers", "shard")
+    __slots__ = ("numbers", "shard")
 
-    def __init__(self, shard: Shard, start: list[Any]) -> None:
+    keys: list[bytes]
+    arguments: list[Any]
+
+    def __init__(self, script: Script, shard: Shard, start: list[Any]) -> None:
+        super().__init__(script, [*shard.fixed], [*start])
         self.shard = shard
-        self.keys = list(shard.fixed)
-        self.arguments = list(start)
         self.numbers: list[int] = []
-
-    def add(self, number: int, task: bytes, arguments: list[bytes]) -> None:
-        self.numbers.append(number)
-        self.keys.append(self.shard.key(task))
-        self.arguments += arguments
 
     def spread(self, rows: list[Any], reply: bytes, form: struct.Struct) -> None:
         """Put each task's part of a reply where it belongs."""

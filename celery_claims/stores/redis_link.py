@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, NoReturn
 
 import redis
 import redis.cluster
@@ -83,13 +81,15 @@ def _read(*names: str) -> str:
     return "".join(folder.joinpath(f"{name}.lua").read_text("utf-8") for name in names)
 
 
-@dataclass(frozen=True, slots=True)
 class Call:
     """A script and what it is asked; its keys are in one slot."""
 
-    script: Script
-    keys: Sequence[bytes]
-    arguments: Sequence[Any]
+    __slots__ = ("arguments", "keys", "script")
+
+    def __init__(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Any]) -> None:
+        self.script = script
+        self.keys = keys
+        self.arguments = arguments
 
     def by_digest(self) -> tuple[Any, ...]:
         return ("EVALSHA", self.script.digest, len(self.keys), *self.keys, *self.arguments)
@@ -114,6 +114,7 @@ class Link:
         self._timeout = timeout
         self._known_nodes = set(target.hosts)
         self._wait = ("WAIT", target.wait_replicas, int(timeout * 1000 * WAIT_SHARE))
+        self._guarded = _Guarded(self._connected, self._failed)
         self._start_anew()
         across_forks(self)
 
@@ -129,7 +130,7 @@ class Link:
         Raises:
             StoreError.
         """
-        with self._guarded() as client:
+        with self._guarded as client:
             answers = self._run(client, calls, writes and self._target.wait_replicas > 0)
             for answer in answers:
                 if isinstance(answer, Exception):
@@ -142,7 +143,7 @@ class Link:
         Raises:
             StoreError: of any other kind.
         """
-        with self._guarded() as client:
+        with self._guarded as client:
             answers = self._run(client, calls, wait=False)
             for place, answer in enumerate(answers):
                 if isinstance(answer, Exception):
@@ -157,7 +158,7 @@ class Link:
         Raises:
             StoreError.
         """
-        with self._guarded() as client:
+        with self._guarded as client:
             return client.execute_command(*command)
 
     def servers(self) -> dict[str, Any]:
@@ -166,7 +167,7 @@ class Link:
         Raises:
             StoreError.
         """
-        with self._guarded() as client:
+        with self._guarded as client:
             if self._target.kind != "cluster":
                 return {"": client}
             return {node.name: client.get_redis_connection(node) for node in client.get_primaries()}
@@ -177,7 +178,7 @@ class Link:
         Raises:
             StoreError.
         """
-        with self._guarded():
+        with self._guarded:
             return server.execute_command(*command)
 
     def close(self) -> None:
@@ -313,13 +314,9 @@ class Link:
             raise _TooFewReplicas(replicas)
         return answers
 
-    @contextmanager
-    def _guarded(self) -> Iterator[Any]:
-        try:
-            yield self._connected()
-        except (*_DRIVERS_OWN, _TooFewReplicas) as error:
-            self._recover(error)
-            raise self._explain(error) from error
+    def _failed(self, error: Exception) -> NoReturn:
+        self._recover(error)
+        raise self._explain(error) from error
 
     def _recover(self, error: Exception) -> None:
         """Ask anew who the master is, where the answer may have changed."""
@@ -351,6 +348,26 @@ class Link:
                     return StoreUnavailable(name, f"{text}: a failover may be under way")
                 return error_class(name, f"{text}: {advice}" if advice else text)
         return StoreError(name, f"{text}: is this a Redis server of version 5 or newer?")
+
+
+class _Guarded:
+    """In a ``with`` of it, what the driver raises becomes one of ours; its value is the client."""
+
+    __slots__ = ("_connect", "_fail")
+
+    def __init__(self, connect: Callable[[], Any], fail: Callable[[Exception], NoReturn]) -> None:
+        self._connect = connect
+        self._fail = fail
+
+    def __enter__(self) -> Any:
+        try:
+            return self._connect()
+        except _DRIVERS_OWN as error:
+            self._fail(error)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (*_DRIVERS_OWN, _TooFewReplicas)):
+            self._fail(error)
 
 
 class _TooFewReplicas(Exception):

@@ -96,21 +96,15 @@ def pack_request(request: ClaimRequest) -> list[bytes]:
 
 def pack_grant(grant: ClaimRequest | ClaimToken) -> bytes:
     """What a record of it holds that it knows itself, from nesting on."""
-    nesting, retries = grant.attempt
     delivery = grant.delivery
     root = grant.root_id
     return b"".join(
         (
-            _number(nesting),
-            _number(retries),
-            _number(grant.deaths),
+            _counts(*grant.attempt, grant.deaths),
             _length_and(b"" if root == grant.task_id else pack_text(root)),
             _length_and(pack_text(grant.grant_id)),
-            _known(grant.owner),
-            _known(delivery.task),
+            _place(grant.owner, delivery.task, delivery.queue, delivery.priority),
             _length_and(pack_text(delivery.tag)),
-            _known(delivery.queue),
-            _number(delivery.priority),
         )
     )
 
@@ -165,7 +159,8 @@ def as_record(queue: str, task_id: str, packed: bytes, expires_at: int) -> Recor
         expires_at = born + values.number()
     if state is not State.FINISHED:
         grant_id, owner = values.text(), values.text()
-        delivery = Delivery(values.text(), values.text(), values.text(), values.priority())
+        task, from_queue, priority = values.text(), values.text(), values.priority()
+        delivery = Delivery(task, values.text(), from_queue, priority)
     values.end()
     record = Record(
         queue=queue,
@@ -189,10 +184,18 @@ def as_record(queue: str, task_id: str, packed: bytes, expires_at: int) -> Recor
     return check_record(record)
 
 
+# What few claims differ in is packed once.
+
+
 @lru_cache(maxsize=1024)
-def _known(text: str) -> bytes:
-    """Owners and task names: few, and packed again and again."""
-    return _length_and(pack_text(text))
+def _counts(*values: int) -> bytes:
+    return b"".join(map(_number, values))
+
+
+@lru_cache(maxsize=1024)
+def _place(owner: str, task: str, queue: str, priority: int | None) -> bytes:
+    texts = (_length_and(pack_text(text)) for text in (owner, task, queue))
+    return b"".join((*texts, _number(priority)))
 
 
 def _length_and(raw: bytes) -> bytes:
