@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +11,7 @@ from functools import partial
 from .brokers import Deliveries, Fate
 from .errors import StoreError
 from .events import ClaimEvent, emit
+from .native import monotonic, pause
 from .parts import ask_in_parts
 from .protocol import Record
 from .stores import Page, Store, View
@@ -25,6 +26,10 @@ DUTY = "sweep"
 PAGE = 20
 #: Pages of one run: bounds its time; the next run goes on with what is left.
 MAX_PAGES = 250
+#: Most seconds between two pages. A sweep that did nothing else would keep the store and a processor
+#: from who claims: it waits as long as a page took, which is a millisecond on a store nearby. One
+#: that is far away is left alone anyhow while a page is under way.
+LONGEST_PAUSE = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +66,21 @@ class Sweeper:
         keep_ms: how long counters outlive a cleanup, in milliseconds.
         deliveries: gives a dead worker's messages back to the broker; None: the broker does so by
             itself.
+        pause: waits for so many seconds between two pages.
     """
 
-    def __init__(self, store: Store, keep_ms: int, deliveries: Deliveries | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        keep_ms: int,
+        deliveries: Deliveries | None = None,
+        *,
+        pause: Callable[[float], None] = pause,
+    ) -> None:
         self._store = store
         self._keep_ms = keep_ms
         self._deliveries = deliveries
+        self._pause = pause
 
     def run_once(self) -> Sweep:
         """Sweep until nothing expired is left, or the bound of one run is reached. What cannot be
@@ -99,11 +113,13 @@ class Sweeper:
     def _pages(self) -> Iterator[Page]:
         cursor: str | None = None
         for _ in range(MAX_PAGES):
+            began = monotonic()
             page = self._store.scan(View.ORPHANED, cursor=cursor, limit=PAGE)
             yield page
             cursor = page.cursor
             if cursor is None:
                 return
+            self._pause(min(monotonic() - began, LONGEST_PAUSE))
 
     def _give_back(self, records: tuple[Record, ...]) -> list[Fate]:
         if self._deliveries is None or not records:

@@ -47,7 +47,7 @@ WAIT_SHARE = 0.8
 #: Files before a script's own, where it has no usual case: see ``lua/shard.lua``.
 BEFORE = {
     "lookup": ("shard", "head", "record"),
-    "expire": ("shard", "head", "record"),
+    "expire": ("shard", "head"),
     "page": ("shard",),
     "census": ("shard",),
 }

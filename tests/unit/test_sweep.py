@@ -19,7 +19,7 @@ from celery_claims.protocol import (
     Success,
 )
 from celery_claims.stores.memory import MemoryStore
-from celery_claims.sweep import MAX_PAGES, PAGE, Sweep, Sweeper
+from celery_claims.sweep import LONGEST_PAUSE, MAX_PAGES, PAGE, Sweep, Sweeper
 from celery_claims.testing import FakeClock
 
 from tests.unit.factories import FakeDeliveries, FlakyStore
@@ -80,6 +80,24 @@ def test_many_pages(store: FlakyStore, clock: FakeClock, claim: Callable[..., Cl
     clock.advance(1_000)
     assert Sweeper(store, KEEP_MS).run_once() == Sweep(number, number)
     assert store.count("scan") == 3
+
+
+def test_others_have_the_store_between_two_pages_and_nothing_waits_after_the_last(
+    store: FlakyStore, clock: FakeClock, claim: Callable[..., ClaimToken]
+) -> None:
+    """A sweep without pauses made claims beside it wait three times as long as usual."""
+    pauses: list[float] = []
+    sweeper = Sweeper(store, KEEP_MS, pause=pauses.append)
+    claim("one")
+    clock.advance(1_000)
+    sweeper.run_once()
+    assert pauses == []
+    for index in range(2 * PAGE + 1):
+        claim(f"id-{index}")
+    clock.advance(1_000)
+    sweeper.run_once()
+    assert len(pauses) == 2
+    assert all(0 < pause <= LONGEST_PAUSE for pause in pauses)
 
 
 def test_one_run_is_bounded_and_the_next_goes_on(

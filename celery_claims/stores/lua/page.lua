@@ -51,8 +51,13 @@ end
 local found = call(
   'ZRANGEBYSCORE', EXPIRY, low, high, 'WITHSCORES',
   'LIMIT', word == 'after' and skipped() or 0, most)
+local tasks = {}
 for place = 1, #found, 2 do
-  local packed = call('HGET', CLAIMED, found[place])
+  tasks[#tasks + 1] = found[place]
+end
+local records = #tasks > 0 and call('HMGET', CLAIMED, unpack(tasks))
+for place = 1, #found, 2 do
+  local packed = records[(place + 1) / 2]
   if packed then
     -- As a whole number, whatever it is: a scan goes on from it.
     answer(found[place], packed, math.max(0, math.ceil(tonumber(found[place + 1]))))
