@@ -26,9 +26,9 @@ DUTY = "sweep"
 PAGE = 20
 #: Pages of one run: bounds its time; the next run goes on with what is left.
 MAX_PAGES = 250
-#: Most seconds between two pages. A sweep that did nothing else would keep the store and a processor
-#: from who claims: it waits as long as a page took, which is a millisecond on a store nearby. One
-#: that is far away is left alone anyhow while a page is under way.
+#: Most seconds between two pages. A sweep that did nothing else would keep the store and a
+#: processor from who claims: it waits as long as a page took, which is a millisecond on a store
+#: nearby. One that is far away is left alone anyhow while a page is under way.
 LONGEST_PAUSE = 0.002
 
 

@@ -173,6 +173,61 @@ class TestForgettingServers:
         assert store.census().live == 6
 
 
+class TestMixedBatches:
+    """What a script does at once and what it does one by one are answered in their order."""
+
+    def test_new_tasks_beside_known_ones(self, store: RedisStore) -> None:
+        held = claim(store, "held")
+        finish_many(store, 1, prefix="done")
+        free = claim(store, "free")
+        store.settle([Settlement(free, Outcome.NACKED, KEEP)])
+        first, second = request("twice"), request("twice")
+        batch = [request("held"), first, request("done0"), request("free"), second, request("new")]
+        answers = store.claim([*batch, first])
+        assert [type(answer) for answer in answers] == [
+            *(AlreadyClaimed, Success, Finished, Success, AlreadyClaimed, Success, Success)
+        ]
+        twice, new = granted(answers[1]), granted(answers[5])
+        assert granted(answers[6]).token == twice.token
+        assert answers[4].owner == first.owner  # type: ignore[union-attr]
+        tokens = [held.token, free.token, twice.token, new.token, granted(answers[3]).token]
+        assert len(set(tokens)) == 5
+        assert claim(store, "later").token > max(tokens)
+        live = {record.task_id for record in store.scan(View.LIVE).records}
+        assert live == {"held", "twice", "free", "new", "later"}
+
+    def test_ends_of_one_task_in_their_order(self, store: RedisStore) -> None:
+        finish_many(store, 50)
+        one, other = claim(store, "one"), claim(store, "other")
+        stale = replace(one, token=one.token - 1)
+        given_back = Settlement(other, Outcome.NACKED, KEEP)
+        answers = store.settle(
+            [
+                Settlement(stale, Outcome.SUCCESS, KEEP),
+                Settlement(one, Outcome.FAILURE, KEEP),
+                Settlement(one, Outcome.SUCCESS, KEEP),
+                given_back,
+                Settlement(other, Outcome.SUCCESS, KEEP),
+            ]
+        )
+        assert [type(answer) for answer in answers] == [Lost, Settled, Settled, Settled, Lost]
+        assert answers[0].owner == one.owner  # type: ignore[union-attr]
+        found = store.lookup([("q", "one"), ("q", "other")])
+        assert [record and record.outcome for record in found] == [
+            *(Outcome.FAILURE, Outcome.NACKED)
+        ]
+
+    def test_claims_shown_twice_are_cleaned_up_once(self, store: RedisStore) -> None:
+        claim(store, "t", lease_ms=1)
+        claim(store, "u")
+        wait_until(lambda: store.census("q").orphaned == 1, what="the lease is over")
+        (record,) = store.scan(View.ORPHANED).records
+        again = replace(record.as_expiry(), expires_at=record.expires_at - 1)
+        expiries = [again, record.as_expiry(), record.as_expiry()]
+        assert store.expire(expiries, keep_ms=KEEP) == [False, True, False]
+        assert store.expire(expiries, keep_ms=KEEP) == [False, False, False]
+
+
 class TestFaults:
     """Every error is one of ours, in time, with its cause."""
 
@@ -320,6 +375,22 @@ class TestFaults:
         assert store.check() is not None
         server.ask("DEL", key)
         claim(store, "new")
+
+    @pytest.mark.parametrize("expires", [False, True])
+    def test_a_key_of_another_type_where_a_free_record_should_be_is_told_and_stays(
+        self, server: RedisServer, store: RedisStore, expires: bool
+    ) -> None:
+        """And what is cleaned up beside it is."""
+        tokens = [claim(store, f"t{number}", lease_ms=1) for number in range(3)]
+        server.ask("LPUSH", "claims:{q}:t1", "somebody's")
+        wait_until(lambda: store.census("q").orphaned == 3, what="the leases are over")
+        expiries = [record.as_expiry() for record in store.scan(View.ORPHANED).records]
+        nacks = [Settlement(token, Outcome.NACKED, KEEP) for token in tokens[:2]]
+        with pytest.raises(errors.StoreCorrupt, match="another type"):
+            store.expire(expiries, keep_ms=KEEP) if expires else store.settle(nacks)
+        assert server.ask("LLEN", "claims:{q}:t1") == 1
+        states = [record and record.outcome for record in store.lookup([("q", "t0"), ("q", "t1")])]
+        assert states == [Outcome.EXPIRED if expires else Outcome.NACKED, None]
 
     @pytest.mark.parametrize("value", ["", "x", "inf", "nan", "1e300", "-5", "1.5"])
     def test_a_highest_token_that_is_none_gives_nothing_out(
@@ -676,6 +747,36 @@ class TestLimits:
         assert commands_of_one_round() == few
         assert "cmdstat_keys" not in few
         assert "cmdstat_hgetall" not in few
+
+    def _commands(self, server: RedisServer, work: Any) -> dict[str, int]:
+        """How often a script's commands are called while something is done."""
+        server.ask("CONFIG", "RESETSTAT")
+        work()
+        with server.client() as client:
+            found = client.info("commandstats")
+        names = {name.removeprefix("cmdstat_"): facts["calls"] for name, facts in found.items()}
+        ignored = ("evalsha", "info", "config", "hello", "client")
+        return {name: calls for name, calls in names.items() if not name.startswith(ignored)}
+
+    def test_the_usual_case_of_each_verb_takes_few_commands(
+        self, server: RedisServer, store: RedisStore
+    ) -> None:
+        """Each is some microseconds; a claim of many writes what they share once."""
+        # So that the scripts are known and there is a bucket for what comes.
+        finish_many(store, 200)
+        renew(store, claim(store, "warm"))
+        requests = [request(f"new-{number}") for number in range(50)]
+        tokens: list[ClaimToken] = []
+        claims = dict.fromkeys(("time", "mget", "hexists", "hsetnx", "set", "zadd"), 1)
+        renewals = dict.fromkeys(("time", "mget", "hget", "zscore", "zadd"), 1)
+        ends = dict.fromkeys(("time", "mget", "hget", "hlen", "pttl", "hset", "hdel", "zrem"), 1)
+        for work, expected in (
+            (lambda: tokens.append(claim(store, "one")), claims),
+            (lambda: store.claim(requests), {**claims, "hexists": 50, "hsetnx": 50}),
+            (lambda: renew(store, tokens[0]), renewals),
+            (lambda: release(store, tokens[0]), ends),
+        ):
+            assert self._commands(server, work) == expected
 
     def test_batch_takes_one_call_a_shard(self, server: RedisServer, store: RedisStore) -> None:
         claim(store, "warm", "a")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import redis
@@ -40,6 +40,73 @@ def test_many_commands_are_answered_in_order(wire: Wire) -> None:
     assert answers == [b"\x00\xff\r\n", "t\u00e4xt".encode(), b"17", b"0.5", b""]
     assert isinstance(refused, redis.ResponseError)
     assert last == b"PONG"
+
+
+class FakeSocket:
+    """Gives what it is told to, a piece at a time."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = [*pieces]
+
+    def recv(self, _: int) -> bytes:
+        return self.pieces.pop(0)
+
+
+class FakeConnection:
+    """A driver's connection whose answers are known before."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._sock: FakeSocket | None = FakeSocket(*pieces)
+        self._parser = redis.Connection()._parser
+
+    def send_packed_command(self, packed: list[bytes]) -> None: ...
+
+    def disconnect(self) -> None:
+        self._sock = None
+
+
+def exchanged(told: bytes, size: int, count: int = 1) -> tuple[list[Any], FakeConnection]:
+    """What so many commands are answered where the socket gives so many bytes at a time."""
+    pieces = [told[place : place + size] for place in range(0, len(told), size)]
+    connection = FakeConnection(*pieces, b"")
+
+    class Pool:
+        connection_kwargs: ClassVar[dict[str, Any]] = {}
+
+        @staticmethod
+        def connection_class() -> FakeConnection:
+            return connection
+
+    return Wire(Pool()).exchange([("ANY",)] * count), connection
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_answers_come_in_pieces_of_any_size(size: int) -> None:
+    told = b"*4\r\n:-12\r\n$3\r\na\r\n\r\n$-1\r\n*-1\r\n+OK\r\n$0\r\n\r\n*0\r\n"
+    answers, _ = exchanged(told, size, 4)
+    assert answers == [[-12, b"a\r\n", None, None], b"OK", b"", []]
+
+
+@pytest.mark.parametrize("told", [b"$3\r\nab", b"", b"+O", b"*2\r\n:1\r\n"])
+def test_an_answer_that_ends_too_early_is_a_lost_connection(told: bytes) -> None:
+    with pytest.raises(redis.ConnectionError, match="closed"):
+        exchanged(told, 2)
+
+
+def test_more_answers_than_commands_are_nobodys() -> None:
+    with pytest.raises(redis.ConnectionError, match="more than it was asked"):
+        exchanged(b":1\r\n:2\r\n", 100)
+
+
+def test_what_is_no_answer_is_refused() -> None:
+    with pytest.raises(redis.exceptions.InvalidResponse):
+        exchanged(b"?what\r\n", 100)
+
+
+def test_a_server_that_starts_is_no_answer_to_a_command() -> None:
+    """The next call makes a connection anew."""
+    with pytest.raises(redis.exceptions.BusyLoadingError):
+        exchanged(b"-LOADING it starts\r\n", 100)
 
 
 def test_a_connection_is_used_again(wire: Wire) -> None:
