@@ -42,6 +42,21 @@ def test_many_commands_are_answered_in_order(wire: Wire) -> None:
     assert last == b"PONG"
 
 
+def test_a_driver_tells_its_socket_and_what_an_error_is(server: RedisServer) -> None:
+    """Canary: what is used of its inside."""
+    with server.client() as client:
+        connection = client.connection_pool.connection_class(
+            **client.connection_pool.connection_kwargs
+        )
+        assert connection._sock is None
+        connection.send_packed_command([b"PING\r\n"])
+        assert connection._sock.recv(100) == b"+PONG\r\n"
+        error = connection._parser.parse_error("NOSCRIPT No matching script")
+        assert isinstance(error, redis.exceptions.NoScriptError)
+        connection.disconnect()
+        assert connection._sock is None
+
+
 class FakeSocket:
     """Gives what it is told to, a piece at a time."""
 
