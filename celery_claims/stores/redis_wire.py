@@ -66,15 +66,12 @@ class Wire:
 
     def _take(self) -> _Kept:
         """A connection with nothing left to be read."""
-        while self._idle:
-            try:
+        with contextlib.suppress(IndexError):
+            while True:
                 kept = self._idle.pop()
-            except IndexError:
-                # Another thread was faster.
-                break
-            if kept.is_clean():
-                return kept
-            kept.connection.disconnect()
+                if kept.is_clean():
+                    return kept
+                kept.connection.disconnect()
         # Not by the pool, which would count it and, in the end, refuse to make more.
         return _Kept(self._pool.connection_class(**self._pool.connection_kwargs))
 
@@ -134,12 +131,13 @@ class _Reader:
         line = self._line()
         kind, rest = line[:1], line[1:]
         if kind == b"$":
-            length = int(rest)
+            length = _number(rest)
             return None if length < 0 else self._take(length)
         if kind == b":":
-            return int(rest)
+            return _number(rest)
         if kind == b"*":
-            return None if rest == b"-1" else [self.answer() for _ in range(int(rest))]
+            count = _number(rest)
+            return None if count < 0 else [self.answer() for _ in range(count)]
         if kind == b"+":
             return rest
         if kind == b"-":
@@ -172,6 +170,13 @@ class _Reader:
         if not received:
             raise DriverConnectionError("Connection closed by server.")
         self._data += received
+
+
+def _number(text: bytes) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InvalidResponse(f"Protocol Error: {text!r:.100} is no number") from error
 
 
 def _packed(command: Command) -> bytes:

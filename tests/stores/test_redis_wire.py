@@ -113,9 +113,10 @@ def test_more_answers_than_commands_are_nobodys() -> None:
         exchanged(b":1\r\n:2\r\n", 100)
 
 
-def test_what_is_no_answer_is_refused() -> None:
+@pytest.mark.parametrize("told", [b"?what\r\n", b"$x\r\n", b":\r\n", b"*1.5\r\n", b"\r\n"])
+def test_what_is_no_answer_is_refused(told: bytes) -> None:
     with pytest.raises(redis.exceptions.InvalidResponse):
-        exchanged(b"?what\r\n", 100)
+        exchanged(told, 100)
 
 
 def test_a_server_that_starts_is_no_answer_to_a_command() -> None:
@@ -151,6 +152,12 @@ def test_a_connection_that_the_server_ended_is_not_used(wire: Wire, server: Redi
         with server.client() as client:
             client.client_kill_filter(_id=number)
     assert wire.exchange([("PING",)]) == [b"PONG"]
+
+
+def test_a_connection_that_the_driver_ended_is_not_used(wire: Wire) -> None:
+    first = wire.exchange([("CLIENT", "ID")])
+    wire._idle[0].connection.disconnect()
+    assert wire.exchange([("CLIENT", "ID")]) != first
 
 
 def test_what_is_closed_connects_anew(wire: Wire) -> None:
