@@ -1,6 +1,6 @@
 """Claims in this process's memory: for tests, and for one process with threads.
 
-Read it as the specification: every answer is ``protocol.decide_*`` under one lock.
+Read it as the specification: every answer is ``protocol.decide_*`` under the lock of its record.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ __all__ = ["MemoryStore"]
 
 Clock = Callable[[], int]
 
+#: Parts of a queue, each with a lock of its own. Of threads that take turns in the interpreter one
+#: is often stopped within a lock; those that want another part go on.
+PARTS = 64
+
 
 def host_clock() -> int:
     """The host's clock, in microseconds since the epoch."""
@@ -80,7 +84,7 @@ class MemoryStore(Store):
         return [self._claim(request) for request in check_batch("requests", requests, ClaimRequest)]
 
     def _claim(self, request: ClaimRequest) -> ClaimAnswer:
-        shard = self._data.shard(request.queue)
+        shard = self._data.shard(request.queue, request.task_id)
         with shard.lock:
             now_us = self._clock()
             token = next_token(shard.high_water, now_us)
@@ -94,7 +98,7 @@ class MemoryStore(Store):
 
     def _renew(self, renewal: Renewal) -> RenewAnswer:
         token = renewal.token
-        shard = self._data.shard(token.queue)
+        shard = self._data.shard(token.queue, token.task_id)
         with shard.lock:
             record = shard.find(token.task_id)
             transition = decide_renew(record, renewal, self._now(), shard.high_water)
@@ -107,7 +111,7 @@ class MemoryStore(Store):
 
     def _settle(self, settlement: Settlement) -> SettleAnswer:
         token = settlement.token
-        shard = self._data.shard(token.queue)
+        shard = self._data.shard(token.queue, token.task_id)
         with shard.lock:
             record = shard.find(token.task_id)
             transition = decide_settle(record, settlement, self._now(), shard.high_water)
@@ -118,7 +122,7 @@ class MemoryStore(Store):
         return [self._lookup(queue, task_id) for queue, task_id in check_keys(keys)]
 
     def _lookup(self, queue: str, task_id: str) -> Record | None:
-        shard = self._data.shard(queue)
+        shard = self._data.shard(queue, task_id)
         with shard.lock:
             return shard.find(task_id)
 
@@ -152,7 +156,7 @@ class MemoryStore(Store):
         return answers
 
     def _expire(self, expiry: Expiry, keep_ms: int) -> bool:
-        shard = self._data.shard(expiry.queue)
+        shard = self._data.shard(expiry.queue, expiry.task_id)
         with shard.lock:
             transition = decide_expire(shard.find(expiry.task_id), expiry, self._now(), keep_ms)
             shard.keep(expiry.task_id, transition)
@@ -191,7 +195,7 @@ class MemoryStore(Store):
 
 
 class _Shard:
-    """The records of one queue. Every method wants ``lock`` held."""
+    """The records of a part of one queue. Every method wants ``lock`` held."""
 
     def __init__(self) -> None:
         self.lock = allocate_lock()
@@ -243,28 +247,34 @@ class _DataSet:
     def __init__(self) -> None:
         self.lock = allocate_lock()
         self.turns: dict[str, int] = {}
-        self._shards: dict[str, _Shard] = {}
+        self._queues: dict[str, tuple[_Shard, ...]] = {}
         self._held: list[_Shard] = []
         across_forks(self)
 
-    def shard(self, queue: str) -> _Shard:
+    def shard(self, queue: str, task_id: str) -> _Shard:
+        # A queue's shards never change: no lock where there are some.
+        return (self._queues.get(queue) or self._new_queue(queue))[hash(task_id) % PARTS]
+
+    def _new_queue(self, queue: str) -> tuple[_Shard, ...]:
         with self.lock:
-            shard = self._shards.get(queue)
-            if shard is None:
-                shard = self._shards[queue] = _Shard()
-            return shard
+            if queue not in self._queues:
+                self._queues[queue] = tuple(_Shard() for _ in range(PARTS))
+            return self._queues[queue]
 
     def shards(self, queue: str | None = None) -> list[_Shard]:
         """In the order in which several of them may be locked."""
         if queue is not None:
-            return [self.shard(queue)]
+            return list(self._queues.get(queue) or self._new_queue(queue))
         with self.lock:
-            return [self._shards[name] for name in sorted(self._shards)]
+            return self._all()
+
+    def _all(self) -> list[_Shard]:
+        return [shard for queue in sorted(self._queues) for shard in self._queues[queue]]
 
     def clear(self) -> None:
         """Forget everything, tokens too, as a server does that lost its memory."""
         with self.lock:
-            self._shards.clear()
+            self._queues.clear()
             self.turns.clear()
 
     @contextmanager
@@ -278,7 +288,7 @@ class _DataSet:
 
     def before_fork(self) -> None:
         self.lock.acquire()
-        self._held = [self._shards[name] for name in sorted(self._shards)]
+        self._held = self._all()
         for shard in self._held:
             shard.lock.acquire()
 
@@ -289,7 +299,7 @@ class _DataSet:
 
     def after_fork_in_child(self) -> None:
         self.lock = allocate_lock()
-        for shard in self._shards.values():
+        for shard in self._all():
             shard.lock = allocate_lock()
 
 

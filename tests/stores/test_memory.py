@@ -8,13 +8,13 @@ import pytest
 from celery_claims.errors import ConfigurationError
 from celery_claims.protocol import AlreadyClaimed, ClaimRequest, Success
 from celery_claims.stores import open_store
-from celery_claims.stores.memory import MemoryStore
+from celery_claims.stores.memory import PARTS, MemoryStore
 
 from .children import in_child
 
 
-def request(grant_id: str = "g") -> ClaimRequest:
-    return ClaimRequest("q", "t", "o", 60_000, grant_id, "root")
+def request(grant_id: str = "g", task_id: str = "t") -> ClaimRequest:
+    return ClaimRequest("q", task_id, "o", 60_000, grant_id, "root")
 
 
 def test_stores_of_one_name_share_their_claims() -> None:
@@ -64,7 +64,7 @@ def test_forked_child_goes_on_with_its_copy_beside_busy_threads() -> None:
     assert isinstance(store.claim([request("later")])[0], AlreadyClaimed)
 
 
-def test_one_thread_at_a_time_decides_in_a_queue() -> None:
+def test_one_thread_at_a_time_decides_on_a_task() -> None:
     together: list[int] = []
     meeting = threading.Barrier(2)
 
@@ -87,3 +87,24 @@ def test_one_thread_at_a_time_decides_in_a_queue() -> None:
         thread.join()
     assert together == []
     assert sorted(type(answer).__name__ for answer in answers) == ["AlreadyClaimed", "Success"]
+
+
+def test_a_thread_that_is_stopped_within_a_claim_does_not_stop_another_task_of_its_queue() -> None:
+    together = threading.Barrier(2)
+
+    def clock() -> int:
+        together.wait(timeout=10)
+        return 1_700_000_000_000_000
+
+    store = MemoryStore(clock=clock, private=True)
+    by_part = {hash(f"t{n}") % PARTS: f"t{n}" for n in range(100)}
+    answers: list[object] = []
+    threads = [
+        threading.Thread(target=lambda t=t: answers.extend(store.claim([request(task_id=t)])))
+        for t in list(by_part.values())[:2]
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [type(answer) for answer in answers] == [Success, Success]
