@@ -67,6 +67,7 @@ MEASURES: Sequence[Measure] = (
     stores.one_claim(
         "sqlite: one claim / a bare upsert, FULL", 1.25, stores.sqlite, stores.sqlite_upsert, 300
     ),
+    stores.sqlite_statements("sqlite: only the statements of a claim / a bare upsert, FULL"),
     stores.one_claim(
         "postgresql: one claim / a bare upsert",
         1.25,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import sqlite3
 import subprocess
@@ -17,8 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from celery_claims import open_store
-from celery_claims.protocol import ClaimRequest, ClaimToken, Delivery, Outcome, Renewal, Settlement
+from celery_claims.protocol import (
+    ClaimRequest,
+    ClaimToken,
+    Delivery,
+    Outcome,
+    Renewal,
+    Settlement,
+    decide_claim,
+)
 from celery_claims.stores import Store
+from celery_claims.stores.sqlite_file import SQL as SQLITE
+from celery_claims.stores.sqlite_rows import as_row
 
 from .measuring import Measure, Point, Scale, Work, divide, percentile, ratios, seconds
 from .servers import plain, postgres_server, redis_server
@@ -189,6 +200,41 @@ def idle_script(name: str) -> Measure:
             yield from ratios(call, ping(client), scale, calls=scale.of(2000, 200))
 
     return floor(name, pairs)
+
+
+def sqlite_statements(name: str) -> Measure:
+    """What a claim makes SQLite do, with rows that lie ready: nothing is checked or decided."""
+
+    def pairs(scale: Scale) -> Iterator[float]:
+        with sqlite() as (store, folder):
+            each, number = scale.of(300, 30), numbers()
+            claim(store, [number(0)])
+            rows = [sqlite_row(number(n)) for n in range(1, scale.pairs * each + 1)]
+            with contextlib.closing(
+                sqlite3.connect(folder / "claims.db", isolation_level=None)
+            ) as connection:
+                connection.execute(SQLITE["synchronous_full"])
+
+                def work(n: int) -> None:
+                    connection.execute(SQLITE["begin_write"])
+                    place = rows[n][0]
+                    connection.execute(SQLITE["find"], (place, place + 7)).fetchall()
+                    connection.execute(SQLITE["get_high_water"]).fetchone()
+                    connection.execute(SQLITE["keep"], rows[n])
+                    connection.execute(SQLITE["commit"])
+
+                yield from ratios(work, sqlite_upsert(folder), scale, calls=each)
+
+    return floor(name, pairs)
+
+
+def sqlite_row(number: int) -> tuple[Any, ...]:
+    """A claimed record under an id that is spread as the store's are."""
+    now = time.time_ns() // 1000
+    record = decide_claim(None, request(number), now // 1000, now).record
+    assert record is not None
+    digest = hashlib.sha256(record.task_id.encode()).digest()
+    return as_row(int.from_bytes(digest[:6], "big") & ~7, record)
 
 
 def words_of_a_claim(name: str) -> Measure:

@@ -128,15 +128,13 @@ class SQLiteStore(Store):
     ) -> Page:
         check_scan(view, queue, limit)
         parameters = place_of(view, queue, cursor)
-        indexed = queue is not None and view is not View.ALL
-        statement = f"scan_{view.value}_of_queue" if indexed else f"scan_{view.value}"
-        # Nothing has all records of a queue together: a page reads a part of the table.
-        most = limit + 1 if queue is None or indexed else max(limit + 1, SCAN_PART)
+        # Nothing has all records of a queue together: a page reads a part of all.
+        most = limit + 1 if queue is None else max(limit + 1, SCAN_PART)
 
         def read_page(connection: sqlite3.Connection) -> Page:
             now = self._clock() // 1000
             parameters.update(now=now, most=most)
-            rows = connection.execute(SQL[statement], parameters).fetchall()
+            rows = connection.execute(SQL[f"scan_{view.value}"], parameters).fetchall()
             wanted = [row for row in rows if queue is None or row["queue"] == parameters["queue"]]
             following: str | None = None
             if len(wanted) > limit:
@@ -244,25 +242,26 @@ class _Change:
         self._connection = connection
         self._now_us = now_us
         self._now = now_us // 1000
-        self._stored_high_water = high_water(connection.execute(SQL["get_high_water"]).fetchone())
-        self._high_water = self._stored_high_water
+        self._stored_high_water: int | None = None
+        self._floor = 0
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
         place, record = find_place(self._connection, request.queue, request.task_id)
-        token = next_token(self._high_water, self._now_us)
+        last = self._high_water() if record is None else record.token
+        token = next_token(last, self._now_us)
         return self._keep(place, record, decide_claim(record, request, self._now, token))
 
     def renew(self, renewal: Renewal) -> RenewAnswer:
         place, record = find_place(self._connection, renewal.token.queue, renewal.token.task_id)
-        return self._keep(place, record, decide_renew(record, renewal, self._now, self._high_water))
+        high_water = self._high_water() if record is None else 0
+        return self._keep(place, record, decide_renew(record, renewal, self._now, high_water))
 
     def settle(self, settlement: Settlement) -> SettleAnswer:
         place, record = find_place(
             self._connection, settlement.token.queue, settlement.token.task_id
         )
-        return self._keep(
-            place, record, decide_settle(record, settlement, self._now, self._high_water)
-        )
+        high_water = self._high_water() if record is None else 0
+        return self._keep(place, record, decide_settle(record, settlement, self._now, high_water))
 
     def expire(self, expiry: Expiry, keep_ms: int) -> bool:
         place, record = find_place(self._connection, expiry.queue, expiry.task_id)
@@ -270,7 +269,10 @@ class _Change:
 
     def forget(self) -> None:
         parameters = {"now": self._now, "most": FORGET_BATCH}
-        if self._connection.execute(SQL["forget"], parameters).rowcount > 0:
+        floor = self._connection.execute(SQL["get_floor_of_due"], parameters).fetchone()["token"]
+        if floor is not None:
+            self._floor = max(self._floor, floor)
+            self._connection.execute(SQL["forget_due"], parameters)
             self.happened = True
 
     def elect(self, duty: str, interval_ms: int) -> bool:
@@ -285,8 +287,15 @@ class _Change:
         return due
 
     def finish(self) -> None:
-        if self._high_water > self._stored_high_water:
-            self._connection.execute(SQL["raise_high_water"], {"token": self._high_water})
+        if self._floor:
+            self._connection.execute(SQL["raise_high_water"], {"token": self._floor})
+
+    def _high_water(self) -> int:
+        """What a record that is not there may have had: asked for only where there is none."""
+        if self._stored_high_water is None:
+            row = self._connection.execute(SQL["get_high_water"]).fetchone()
+            self._stored_high_water = high_water(row)
+        return max(self._stored_high_water, self._floor)
 
     def _keep(self, place: int | None, before: Record | None, transition: Transition[T]) -> T:
         if not transition.changed:
@@ -294,18 +303,19 @@ class _Change:
         if place is None:
             raise NoRoom
         self.happened = True
-        self._high_water = max(self._high_water, transition.floor)
         after = transition.record
         if after is None:
+            self._floor = max(self._floor, transition.floor)
             if before is not None:
+                self._floor = max(self._floor, before.token)
                 self._connection.execute(SQL["remove"], {"id": place})
         elif before is None:
-            self._connection.execute(SQL["keep"], {"id": place, **as_row(after)})
+            self._connection.execute(SQL["keep"], as_row(place, after))
         elif _only_prolongs(before, after):
             row = {"id": place, "expires_at": after.expires_at, "started": after.started}
             self._connection.execute(SQL["prolong"], row)
         else:
-            self._connection.execute(SQL["change"], {"id": place, **as_row(after)})
+            self._connection.execute(SQL["change"], as_row(place, after))
         return transition.answer
 
 

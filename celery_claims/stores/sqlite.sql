@@ -71,13 +71,13 @@ CREATE TABLE claims (
 );
 -- Scans of claims must not read what is finished.
 CREATE INDEX claimed_by_expiry ON claims (expires_at) WHERE outcome = 0;
-CREATE INDEX claimed_by_queue ON claims (queue, expires_at) WHERE outcome = 0;
 CREATE INDEX settled_by_end ON claims (forget_at) WHERE outcome <> 0;
 CREATE TABLE turns (
     duty BLOB    PRIMARY KEY,
     last INTEGER NOT NULL
 ) WITHOUT ROWID;
--- The highest token that was ever given out: it outlives the records.
+-- No token at or below it is given out to a task without a record, and no grant below it comes back.
+-- Written only when a record goes, so that a claim has one page less to write.
 CREATE TABLE high_water (
     only  INTEGER PRIMARY KEY CHECK (only = 1),
     token INTEGER NOT NULL
@@ -99,49 +99,59 @@ INSERT OR REPLACE INTO high_water (only, token) VALUES (1, 0)
 DELETE FROM claims WHERE id = :id
 
 -- name: find
-SELECT * FROM claims WHERE id BETWEEN :first AND :last
+SELECT * FROM claims WHERE id BETWEEN ? AND ?
 
 -- name: keep
 INSERT INTO claims (
     id, token, outcome, nesting, retries, deaths, deliveries, started, claimed_at, expires_at,
     settled_at, forget_at, priority, queue, task_id, root_id, owner, grant_id, task, tag, from_queue
 ) VALUES (
-    :id, :token, :outcome, :nesting, :retries, :deaths, :deliveries, :started, :claimed_at,
-    :expires_at, :settled_at, :forget_at, :priority, :queue, :task_id, :root_id, :owner, :grant_id,
-    :task, :tag, :from_queue
+    ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
 )
 
 -- name: change
+-- With the parameters of ``keep``; a queue and a task_id never change.
 UPDATE claims SET
-    token = :token,
-    outcome = :outcome,
-    nesting = :nesting,
-    retries = :retries,
-    deaths = :deaths,
-    deliveries = :deliveries,
-    started = :started,
-    claimed_at = :claimed_at,
-    expires_at = :expires_at,
-    settled_at = :settled_at,
-    forget_at = :forget_at,
-    priority = :priority,
-    root_id = :root_id,
-    owner = :owner,
-    grant_id = :grant_id,
-    task = :task,
-    tag = :tag,
-    from_queue = :from_queue
-WHERE id = :id
+    token = ?2,
+    outcome = ?3,
+    nesting = ?4,
+    retries = ?5,
+    deaths = ?6,
+    deliveries = ?7,
+    started = ?8,
+    claimed_at = ?9,
+    expires_at = ?10,
+    settled_at = ?11,
+    forget_at = ?12,
+    priority = ?13,
+    root_id = ?16,
+    owner = ?17,
+    grant_id = ?18,
+    task = ?19,
+    tag = ?20,
+    from_queue = ?21
+WHERE id = ?1
 
 -- name: prolong
 -- The usual renewal, apart from ``change`` because it touches fewer indexes.
 UPDATE claims SET expires_at = :expires_at, started = :started WHERE id = :id
 
--- name: forget
+-- name: get_floor_of_due
+-- A grant that was settled must not come back, one that expired (2) may. A token that nobody was
+-- granted stays where it is: there would be no higher one left for anybody.
+SELECT max(token + (outcome <> 2)) AS token FROM (
+    SELECT token, outcome FROM claims
+    WHERE outcome <> 0 AND forget_at <= :now
+        AND typeof(token) = 'integer' AND token BETWEEN 1 AND 9007199254740990
+    ORDER BY forget_at, id LIMIT :most
+)
+
+-- name: forget_due
 DELETE FROM claims WHERE id IN (
     SELECT id FROM claims
     WHERE outcome <> 0 AND forget_at <= :now
-    ORDER BY forget_at LIMIT :most
+        AND typeof(token) = 'integer' AND token BETWEEN 1 AND 9007199254740990
+    ORDER BY forget_at, id LIMIT :most
 )
 
 -- name: scan_live
@@ -150,21 +160,9 @@ SELECT * FROM claims
 WHERE outcome = 0 AND expires_at > :now AND (expires_at, id) > (:after_expiry, :after_id)
 ORDER BY expires_at, id LIMIT :most
 
--- name: scan_live_of_queue
-SELECT * FROM claims
-WHERE outcome = 0 AND expires_at > :now AND queue = :queue
-    AND (expires_at, id) > (:after_expiry, :after_id)
-ORDER BY expires_at, id LIMIT :most
-
 -- name: scan_orphaned
 SELECT * FROM claims
 WHERE outcome = 0 AND expires_at <= :now AND (expires_at, id) > (:after_expiry, :after_id)
-ORDER BY expires_at, id LIMIT :most
-
--- name: scan_orphaned_of_queue
-SELECT * FROM claims
-WHERE outcome = 0 AND expires_at <= :now AND queue = :queue
-    AND (expires_at, id) > (:after_expiry, :after_id)
 ORDER BY expires_at, id LIMIT :most
 
 -- name: scan_all

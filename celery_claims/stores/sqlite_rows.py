@@ -106,7 +106,9 @@ def find_place(
     key = (_known(queue), pack_text(task_id))
     first = _first_place(*key)
     places = range(first, first + _ROOM)
-    rows = connection.execute(SQL["find"], {"first": first, "last": places[-1]}).fetchall()
+    rows = connection.execute(SQL["find"], (first, places[-1])).fetchall()
+    if not rows:
+        return first, None
     for row in rows:
         if (row["queue"], row["task_id"]) == key:
             return row["id"], as_record(row)
@@ -257,37 +259,36 @@ def _read(row: sqlite3.Row) -> Record:
     )
 
 
-#: What only a live or a free claim needs.
-_OF_A_CLAIM = ("expires_at", "owner", "grant_id", "task", "tag", "from_queue", "priority")
-
-
-def as_row(record: Record) -> dict[str, Any]:
-    """The parameters that keep a record."""
+def as_row(place: int, record: Record) -> tuple[Any, ...]:
+    """The parameters that keep a record under an id, in the order of the columns."""
     settled = record.state is not State.CLAIMED
-    row = {
-        "queue": _known(record.queue),
-        "task_id": pack_text(record.task_id),
-        "token": record.token,
-        "outcome": CODES[record.outcome],
-        "nesting": record.attempt.nesting,
-        "retries": record.attempt.retries,
-        "deaths": record.deaths,
-        "deliveries": record.deliveries,
-        "started": record.started,
-        "claimed_at": record.claimed_at if record.claimed_at != record.token // 1000 else None,
-        "settled_at": record.settled_at if settled else None,
-        "forget_at": record.forget_at if settled else None,
-        "root_id": pack_text(record.root_id) if record.root_id != record.task_id else None,
-    }
-    if record.state is State.FINISHED:
-        return {**row, **dict.fromkeys(_OF_A_CLAIM)}
-    return {
-        **row,
-        "expires_at": record.expires_at,
-        "owner": _known(record.owner),
-        "grant_id": pack(record.grant_id),
-        "task": _known(record.delivery.task),
-        "tag": pack(record.delivery.tag),
-        "from_queue": _known(record.delivery.queue),
-        "priority": record.delivery.priority,
-    }
+    finished = record.state is State.FINISHED
+    delivery = record.delivery
+    of_a_claim: tuple[Any, ...] = (None,) * 5
+    if not finished:
+        of_a_claim = (
+            _known(record.owner),
+            pack(record.grant_id),
+            _known(delivery.task),
+            pack(delivery.tag),
+            _known(delivery.queue),
+        )
+    return (
+        place,
+        record.token,
+        CODES[record.outcome],
+        record.attempt.nesting,
+        record.attempt.retries,
+        record.deaths,
+        record.deliveries,
+        record.started,
+        record.claimed_at if record.claimed_at != record.token // 1000 else None,
+        None if finished else record.expires_at,
+        record.settled_at if settled else None,
+        record.forget_at if settled else None,
+        None if finished else delivery.priority,
+        _known(record.queue),
+        pack_text(record.task_id),
+        pack_text(record.root_id) if record.root_id != record.task_id else None,
+        *of_a_claim,
+    )
