@@ -38,6 +38,7 @@ from .arguments import (
 from .base import FORGET_BATCH, Census, Page, Store, Unreadable, View
 from .packing import OUTCOMES, state_of
 from .postgres_address import parse_address
+from .postgres_arrays import only
 from .postgres_rows import (
     FORGOTTEN_ANSWER,
     Row,
@@ -266,6 +267,8 @@ class PostgresStore(Store):
     def _write(
         self, verb: str, parameters: Mapping[str, Any], batch: Sequence[Any] = ()
     ) -> list[Row]:
+        if len(batch) == 1:
+            verb, parameters = f"{verb}_one", only(parameters)
         try:
             return self._run(verb, self._with_clock({**parameters, "wait": self._wait_ms}))
         except StoreCorrupt as error:

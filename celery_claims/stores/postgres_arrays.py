@@ -1,20 +1,26 @@
 """Lists as PostgreSQL arrays in its binary form, packed at once.
 
 psycopg's own dumper asks for the type of every element; with the many columns of a batch that is
-most of the time of a call.
+most of the time of a call. Of a batch of one the elements are sent, which psycopg packs in C.
 """
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 from psycopg import pq
 from psycopg.abc import AdaptContext
 from psycopg.adapt import Dumper
+from psycopg.types.numeric import Int8BinaryDumper
 
-__all__ = ["Flags", "Keys", "Numbers", "Texts", "register"]
+__all__ = ["Flags", "Keys", "Numbers", "Texts", "of_one", "only", "register"]
+
+#: A list among the parameters of a statement.
+_LIST = re.compile(rb"%\((\w+)\)b::(\w+)\[\]")
 
 #: Type numbers of PostgreSQL: of the array and of its elements.
 _BYTEA_ARRAY, _BYTEA = 1001, 17
@@ -89,6 +95,20 @@ class _FlagsDumper(Dumper):
         return _pack(_BOOLEAN, [_TRUE if flag else _FALSE for flag in obj], len(obj))
 
 
+def of_one(statement: bytes) -> bytes:
+    """The statement of a batch for a batch of one: with what ``only`` makes of its parameters."""
+    return _LIST.sub(rb"ARRAY[%(\1)b::\2]", statement)
+
+
+def only(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The elements of lists that have one each; a list that is left out is one without a value."""
+    single = {
+        name: value[0] if isinstance(value, list) else value for name, value in parameters.items()
+    }
+    single["keys"] = UUID(bytes=single["keys"])
+    return single
+
+
 def register(context: AdaptContext) -> None:
     """Let a connection take the types of this module as parameters."""
     adapters: Any = context.adapters
@@ -96,3 +116,5 @@ def register(context: AdaptContext) -> None:
     adapters.register_dumper(Texts, _TextsDumper)
     adapters.register_dumper(Numbers, _NumbersDumper)
     adapters.register_dumper(Flags, _FlagsDumper)
+    # Whatever a number is: else a statement is prepared anew for each size of each of them.
+    adapters.register_dumper(int, Int8BinaryDumper)

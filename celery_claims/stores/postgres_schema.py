@@ -13,6 +13,7 @@ import psycopg
 
 from ..errors import StoreCorrupt, StoreUnavailable
 from .postgres_address import DEFAULT_SCHEMA, Address
+from .postgres_arrays import of_one
 from .postgres_sessions import Session
 from .sql import load_sql
 
@@ -20,6 +21,9 @@ __all__ = ["SCHEMA_VERSION", "Schema", "script"]
 
 #: The last of the migrations.
 SCHEMA_VERSION = 1
+
+#: Statements that take a batch.
+VERBS = ("claim", "renew", "settle", "expire")
 
 _NAME = re.compile(r"(@{1,3})(\w*)")
 
@@ -39,6 +43,8 @@ class Schema:
             name: self._render(_without_comments(block))
             for name, block in load_sql("celery_claims.stores", "postgres.sql").items()
         }
+        for verb in VERBS:
+            self.statements[f"{verb}_one"] = of_one(self.statements[verb])
 
     def ensure(self, session: Session) -> None:
         """Make the schema, or bring it up to date; does nothing to one that is.
