@@ -75,6 +75,7 @@ MEASURES: Sequence[Measure] = (
         stores.postgres_upsert,
         300,
     ),
+    stores.upsert_by_function("postgresql: an upsert by a function / a bare upsert"),
     stores.claim_and_release("memory: claim and release / lock, insert, delete", 8),
     stores.words_of_a_claim("memory: only the words of a claim and release / lock, insert, delete"),
     stores.many_threads("memory: 8 threads / one thread, the same work", 1.0),

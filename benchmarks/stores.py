@@ -237,6 +237,37 @@ def sqlite_row(number: int) -> tuple[Any, ...]:
     return as_row(int.from_bytes(digest[:6], "big") & ~7, record)
 
 
+def upsert_by_function(name: str) -> Measure:
+    """The bare upsert in a function that takes as much as a claim does: nothing is decided."""
+
+    def pairs(scale: Scale) -> Iterator[float]:
+        with postgres_server() as server, contextlib.closing(server.connect()) as connection:
+            base = postgres_upsert(connection)
+            texts, counts = 9, 6
+            takes = [f"t{n} bytea[]" for n in range(texts)] + [
+                f"c{n} bigint[]" for n in range(counts)
+            ]
+            connection.execute(
+                f"""CREATE FUNCTION upsert(name text, number bigint, {", ".join(takes)})
+                RETURNS TABLE (place bigint, answer text, now bigint) LANGUAGE plpgsql AS $$ BEGIN
+                    INSERT INTO bare AS b VALUES (name, number)
+                    ON CONFLICT (id) DO UPDATE SET token = excluded.token;
+                    place := 1; answer := 'success'; now := number; RETURN NEXT;
+                END $$"""
+            )
+            given = ["ARRAY[%s::bytea]"] * texts + ["ARRAY[%s::bigint]"] * counts
+            statement = f"SELECT * FROM upsert(%s, %s, {', '.join(given)})"
+            rest = [b"x" * 16] * texts + [1] * counts
+
+            def work(number: int) -> None:
+                values = [f"function-{number}", number, *rest]
+                connection.execute(statement, values, prepare=True, binary=True).fetchall()
+
+            yield from ratios(work, base, scale, calls=scale.of(300, 30))
+
+    return floor(name, pairs)
+
+
 def words_of_a_claim(name: str) -> Measure:
     """Making, and checking, only what a claim and a release are told with."""
 

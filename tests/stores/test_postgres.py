@@ -443,6 +443,17 @@ class TestPooler:
                     row = other.execute(f"SHOW {name}").fetchone()
                     assert row in {("0",), ("on",), ("read committed",)}, name
 
+    def test_a_statement_is_prepared_once_whatever_the_numbers_in_it(
+        self, store: PostgresStore
+    ) -> None:
+        for number, size in enumerate((0, 1, 40_000, 3_000_000_000) * 3):
+            grant(store, f"t{number}", deaths=size)
+        session = store._sessions._idle[-1]
+        found = session.execute(
+            "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%claim_v1%'"
+        )
+        assert found.fetchone() == (1,)
+
 
 def _prepare_thresholds(store: PostgresStore) -> set[int | None]:
     return {session.prepare_threshold for session in store._sessions._idle}
