@@ -2,9 +2,7 @@
 
 Each write verb is one statement that calls one function of the schema, which reads, decides and
 writes on the server: no lock ever waits for a client. The functions say what ``protocol.decide_*``
-says, in SQL; the conformance suite and the model hold them to it. A claim that comes alone tries an
-insert before the function, in the same statement, but not behind a pooler, where that would have to
-be planned each time.
+says, in SQL; the conformance suite and the model hold them to it.
 """
 
 from __future__ import annotations
@@ -79,9 +77,6 @@ _OF_A_RECORD = ("21", "22", "23")
 
 #: SQLSTATE of our functions in a transaction that is not READ COMMITTED.
 _WRONG_ISOLATION = "CLM01"
-
-#: SQLSTATE of a new record whose shard gave out a token that the clock has not come to.
-_CLOCK_BEHIND = "CLM03"
 
 #: The part of a call's time that one wait for a row's lock may take.
 _LOCK_SHARE = 0.8
@@ -287,26 +282,15 @@ class PostgresStore(Store):
 
     def _run(self, statement: str, parameters: Mapping[str, Any]) -> list[Row]:
         with self._sessions.one() as session:
-            if statement == "claim_one" and session.prepare_threshold is not None:
+            if not self._in_transactions:
                 try:
-                    return self._run_committed(session, "claim_new", parameters)
+                    return self._execute(session, statement, parameters)
                 except psycopg.Error as error:
-                    if error.sqlstate != _CLOCK_BEHIND:
+                    if error.sqlstate != _WRONG_ISOLATION:
                         raise
-            return self._run_committed(session, statement, parameters)
-
-    def _run_committed(
-        self, session: Session, statement: str, parameters: Mapping[str, Any]
-    ) -> list[Row]:
-        if not self._in_transactions:
-            try:
+                self._in_transactions = True
+            with session.transaction():
                 return self._execute(session, statement, parameters)
-            except psycopg.Error as error:
-                if error.sqlstate != _WRONG_ISOLATION:
-                    raise
-            self._in_transactions = True
-        with session.transaction():
-            return self._execute(session, statement, parameters)
 
     def _execute(
         self, session: Session, statement: str, parameters: Mapping[str, Any]

@@ -11,44 +11,6 @@ SELECT * FROM @claim_v1(
     %(exhausted_lease)b::bigint, %(wait)b::integer, %(shift)b::bigint
 )
 
--- name: claim_new
--- A batch of one, of a task that most likely has no record: then there is nothing to decide, and
--- one insert says all. What is found, or lost to another, goes to the function.
-WITH t AS MATERIALIZED (SELECT @clock_v1(%(shift)b::bigint) AS now_us),
-granted AS (
-    INSERT INTO @claims (
-        token, expires_at, nesting, retries, deaths, priority, outcome,
-        queue, task_id, root_id, owner, grant_id, task, tag, from_queue
-    )
-    SELECT
-        t.now_us, t.now_us / 1000 + %(leases)b::bigint, nullif(%(nestings)b::bigint, 0),
-        nullif(%(retries)b::bigint, 0), nullif(%(deaths)b::bigint, 0), %(priorities)b::bigint, 0,
-        %(queues)b::bytea, %(task_ids)b::bytea, %(root_ids)b::bytea, %(owners)b::bytea,
-        %(grant_ids)b::bytea, %(tasks)b::bytea, %(tags)b::bytea, %(from_queues)b::bytea
-    FROM t
-    -- The insert would wait for those who are about to change a record that is there.
-    WHERE @enter_v1(%(wait)b::integer) AND @is_new_v1(%(keys)b::uuid)
-    ON CONFLICT DO NOTHING
-    RETURNING token, expires_at, @check_floor_v1(%(keys)b::uuid, token) AS checked
-)
-SELECT
-    1::bigint AS place, 'success' AS answer, g.token / 1000 AS now, NULL::bytea AS holder,
-    g.token, %(nestings)b::bigint AS nesting, %(retries)b::bigint AS retries,
-    g.token / 1000 AS claimed_at, g.expires_at, 0::bigint AS deliveries, false AS orphaned,
-    NULL::smallint AS outcome, NULL::bigint AS settled_at, NULL::bytea AS owner,
-    NULL::bytea AS root_id, NULL::bigint AS deaths, NULL::bytea AS task, NULL::bytea AS tag,
-    NULL::bytea AS from_queue, NULL::bigint AS priority
-FROM granted g WHERE g.checked
-UNION ALL
-SELECT * FROM @claim_v1(
-    ARRAY[%(keys)b::uuid], ARRAY[%(queues)b::bytea], ARRAY[%(task_ids)b::bytea],
-    ARRAY[%(owners)b::bytea], ARRAY[%(grant_ids)b::bytea], ARRAY[%(root_ids)b::bytea],
-    ARRAY[%(leases)b::bigint], ARRAY[%(nestings)b::bigint], ARRAY[%(retries)b::bigint],
-    ARRAY[%(deaths)b::bigint], ARRAY[%(caps)b::bigint], ARRAY[%(tasks)b::bytea],
-    ARRAY[%(tags)b::bytea], ARRAY[%(from_queues)b::bytea], ARRAY[%(priorities)b::bigint],
-    %(exhausted_lease)b::bigint, %(wait)b::integer, %(shift)b::bigint
-) WHERE NOT EXISTS (SELECT FROM granted)
-
 -- name: renew
 SELECT * FROM @renew_v1(
     %(keys)b::uuid[], %(queues)b::bytea[], %(task_ids)b::bytea[], %(tokens)b::bigint[],

@@ -323,19 +323,6 @@ class TestProcesses:
                 thread.join()
         assert failures == []
 
-    def test_a_denial_waits_for_nobody(
-        self, harness: PostgresHarness, server: PostgresServer
-    ) -> None:
-        """Neither of one claim nor of several, though a record is about to change."""
-        with PostgresStore(harness.url, timeout=2.0) as store:
-            for name in ("a", "b"):
-                grant(store, name)
-            with closing(server.connect(autocommit=False)) as other:
-                other.execute(f'UPDATE "{harness.schema}".claims SET expires_at = expires_at + 1')
-                for names in ("a", "ab"):
-                    answers = store.claim([request(name) for name in names])
-                    assert {type(answer) for answer in answers} == {AlreadyClaimed}
-
     def test_a_pool_that_is_used_up_is_waited_for(self, harness: PostgresHarness) -> None:
         with PostgresStore(f"{harness.url}&pool_size=2", timeout=30.0) as store:
             barrier = threading.Barrier(8)
@@ -455,21 +442,6 @@ class TestPooler:
                 for name in ("lock_timeout", "enable_seqscan", "default_transaction_isolation"):
                     row = other.execute(f"SHOW {name}").fetchone()
                     assert row in {("0",), ("on",), ("read committed",)}, name
-
-    def test_a_new_record_of_a_shard_that_is_ahead_of_the_clock_gets_a_higher_token(
-        self, harness: PostgresHarness, store: PostgresStore, server: PostgresServer
-    ) -> None:
-        """The insert of a claim that comes alone finds out once nobody else can have its key."""
-        ahead = grant(store, "first").token + 10**12
-        server.execute(
-            f'INSERT INTO "{harness.schema}".forgotten'
-            " SELECT shard, %s FROM generate_series(0, 255) AS shard",
-            ahead,
-        )
-        assert grant(store, "alone").token == ahead + 1
-        assert [
-            record.token for record in store.scan(View.ALL).records if record.task_id == "alone"
-        ] == [ahead + 1]
 
     def test_a_statement_is_prepared_once_whatever_the_numbers_in_it(
         self, store: PostgresStore

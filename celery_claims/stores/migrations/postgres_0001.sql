@@ -99,14 +99,13 @@ LANGUAGE sql VOLATILE STRICT AS $$
 $$;
 
 -- A snapshot that is older than the locks would let two owners in: refuse to work on one.
-CREATE FUNCTION @enter_v1(wait_ms integer) RETURNS boolean
+CREATE FUNCTION @enter_v1(wait_ms integer) RETURNS void
 LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RAISE EXCEPTION 'not in a READ COMMITTED transaction' USING ERRCODE = 'CLM01';
     END IF;
     PERFORM set_config('lock_timeout', wait_ms::text, true);
-    RETURN true;
 END
 $$;
 
@@ -371,24 +370,6 @@ DECLARE
 BEGIN
     SELECT f.high_water INTO found_token FROM @forgotten f WHERE f.shard = @shard_v1(wanted);
     RETURN coalesce(found_token, 0);
-END
-$$;
-
-CREATE FUNCTION @is_new_v1(wanted uuid) RETURNS boolean
-LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $$
-BEGIN
-    RETURN NOT EXISTS (SELECT FROM @claims c WHERE @key_v1(c.queue, c.task_id) = wanted);
-END
-$$;
-
--- A token that was given to a record once nobody else could have its key: is it high enough?
-CREATE FUNCTION @check_floor_v1(key uuid, token bigint) RETURNS boolean
-LANGUAGE plpgsql VOLATILE AS $$
-BEGIN
-    IF @high_water_v1(key) >= token THEN
-        RAISE EXCEPTION 'the clock is behind the tokens' USING ERRCODE = 'CLM03';
-    END IF;
-    RETURN true;
 END
 $$;
 
