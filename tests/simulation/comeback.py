@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from .judge import Grant, Judge, Part
@@ -117,10 +118,15 @@ class Comebacks:
         if not self.plan.work[part[0]].countdown:
             self.world.after(self.limit, self._look_for_start, part, grant)
 
-    def _look_for_start(self, part: Part, grant: Grant) -> None:
+    def _look_for_start(self, part: Part, grant: Grant, *, again: bool = True) -> None:
         if grant.begun or grant.spent or not self._is_owed(part, grant) or grant.was_hit:
             return
-        if self._disturbed_at() < grant.at and not self.is_full(grant):
+        if self._disturbed_at() >= grant.at or self.is_full(grant):
+            return
+        if again:
+            # The place may have become free this very moment.
+            self.world.after(SLACK, partial(self._look_for_start, part, grant, again=False))
+        else:
             self.judge.fail("back soon", f"{part} is granted again, and does not begin")
 
     def _disturbed_at(self) -> float:
