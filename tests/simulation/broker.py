@@ -98,6 +98,7 @@ class Broker:
         self.visibility = plan.visibility
         self.age = plan.lease
         self.service = Service(world, "broker", plan.timeout)
+        self.service.on_silence = judge.untold
         self.queue: deque[Copy] = deque()
         self.unacked: dict[str, Copy] = {}
         self.touched: dict[InHand, float] = {}

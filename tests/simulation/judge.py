@@ -134,7 +134,7 @@ class Grant:
         """Whether it can end between the mark of a start and the first line of a body."""
         return any(
             fate.struck_at >= self.at
-            or fate.unsettled_at >= self.at
+            or max(fate.unsettled_at, fate.untouched_at) >= self.at
             or fate.unanswered_at >= (self.at if strict else max(self.at, lately))
             for fate in (self.worker, self.child)
             if fate is not None
@@ -213,6 +213,11 @@ class Judge:
             process.fate.unsettled_at = self.world.now
         if self.world.fiber is not None:
             self.world.fiber.unanswered += 1
+
+    def untold(self, process: Process, what: str) -> None:
+        """The broker did not answer a process."""
+        if what == "touch":
+            process.fate.untouched_at = self.world.now
 
     def claimed(self, request: ClaimRequest, answer: ClaimAnswer) -> None:
         self.counts[type(answer).__name__] += 1

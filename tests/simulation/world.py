@@ -48,11 +48,14 @@ class Fate:
         struck_at: when it last was killed, or stood still.
         unanswered_at: when the store last did not answer it, as far as it knows.
         unsettled_at: the same, of ends and of what it gave back.
+        untouched_at: when the broker did not answer it as it told of what it has: then it keeps the
+            claims for a sweep to find.
     """
 
     struck_at: float = NEVER
     unanswered_at: float = NEVER
     unsettled_at: float = NEVER
+    untouched_at: float = NEVER
 
     def was_hit(self, since: float) -> bool:
         """Whether it was struck, or had no answer."""
