@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -98,6 +99,18 @@ def wait_claimed_by(site: Site, worker: ProcessWorker, task_id: str) -> Record:
 def wait_started(site: Site, task_id: str) -> Record:
     """Wait until the store knows that the body was started: from then on its death counts."""
     return wait_for_record(site, task_id, lambda record: record.started)
+
+
+def wait_accepted(site: Site, worker: ProcessWorker, task_id: str) -> None:
+    """Wait until Celery knows of a body which its pool has begun: a cold shutdown stops no other,
+    and then waits for it, with claims or without."""
+    site.journal.wait_for_runs(task_id)
+    worker.wait_for_log(f"accepted: {task_id}")
+
+
+def wait_expired(site: Site, task_id: str) -> Record:
+    """Wait until the lease of a dead worker is over."""
+    return wait_for_record(site, task_id, lambda record: record.expires_at < time.time() * 1000)
 
 
 def take_the_turn(site: Site) -> None:

@@ -20,6 +20,7 @@ from .steps import (
     record_of,
     stored,
     traps,
+    wait_accepted,
     wait_claimed_by,
     wait_finished,
     wait_for_events,
@@ -88,6 +89,7 @@ def test_deployments_are_not_deaths(site: Site, celery_setup_app: Celery) -> Non
     for deployment in (1, 2):
         worker = site.start_worker(log_level="DEBUG")
         site.journal.wait_for_runs(result.id, deployment)
+        wait_accepted(site, worker, result.id)
         worker.kill("SIGQUIT")
         worker.wait()
         assert waiting(site.broker) == 1

@@ -14,7 +14,7 @@ from tests.process.waiting import wait_until
 
 from .apps.trap_tasks import CRASH_VARIABLE
 from .redis_steps import SOON_BACK, finishes, kill, on_redis, redis_of, wait_for_nothing
-from .steps import traps, wait_started
+from .steps import traps, wait_expired, wait_started
 
 #: Before the message is back, and when it is but its claim is not cleaned up.
 in_two_places = pytest.mark.parametrize("crash", ["before_give_back", "after_give_back"])
@@ -27,6 +27,8 @@ def leave_an_orphan(site: Site, app: Celery) -> AsyncResult[Any]:
     site.journal.wait_for_runs(result.id)
     wait_started(site, result.id)
     kill(site, killed)
+    # A sweep that comes before gives the message back as one that nobody touches.
+    wait_expired(site, result.id)
     return result
 
 

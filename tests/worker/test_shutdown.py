@@ -23,6 +23,7 @@ from .steps import (
     record_of,
     stored,
     traps,
+    wait_accepted,
     wait_claimed_by,
     wait_finished,
     wait_for_events,
@@ -201,5 +202,5 @@ def two_tasks(site: Site, app: Celery, worker: ProcessWorker) -> tuple[str, str]
     later = late.clone().apply_async(countdown=3600).id
     wait_claimed_by(site, worker, later)
     running = late.clone(("end",)).apply_async().id
-    site.journal.wait_for_runs(running)
+    wait_accepted(site, worker, running)
     return later, running

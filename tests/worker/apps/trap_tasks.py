@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -19,6 +20,7 @@ from celery_claims.brokers import Fate
 from celery_claims.claims import installed
 from celery_claims.heartbeat import Heartbeat
 from celery_claims.keeper import Keeper
+from celery_claims.pool import Watch
 from celery_claims.protocol import Record
 from celery_claims.run import Run
 from celery_claims.sweep import Sweeper
@@ -27,6 +29,8 @@ from tests.process.environment import FOLDER_VARIABLE
 from tests.process.waiting import stays, wait_until
 
 from . import gates, journal
+
+logger = logging.getLogger(__name__)
 
 #: What a run shall do when its end is recorded: kill its process once, ``before_finish`` or
 #: ``after_finish``, or wait before it at a gate, ``gate:name``. Or what a sweep shall do that has
@@ -213,6 +217,17 @@ def crash_once() -> None:
         return fates
 
     Sweeper._give_back = giving_back  # type: ignore[method-assign]
+
+
+def tell_accepted() -> None:
+    """Log that Celery knows of a body which its pool has begun."""
+    accepted = Watch.accepted
+
+    def telling(self: Watch, *args: Any, **kwargs: Any) -> None:
+        accepted(self, *args, **kwargs)
+        logger.info("accepted: %s", self._case.incoming.task_id)
+
+    Watch.accepted = telling  # type: ignore[method-assign]
 
 
 def beat_late() -> None:

@@ -1,7 +1,14 @@
 """The trap tasks, claimed as the site's settings say."""
 
 from .claimed import app
-from .trap_tasks import beat_late, count_questions, crash_once, hold_long, note_results
+from .trap_tasks import (
+    beat_late,
+    count_questions,
+    crash_once,
+    hold_long,
+    note_results,
+    tell_accepted,
+)
 
 __all__ = ["app"]
 
@@ -10,3 +17,4 @@ count_questions()
 crash_once()
 hold_long()
 beat_late()
+tell_accepted()
