@@ -204,12 +204,7 @@ class ClaimRequest:
     delivery: Delivery = field(default_factory=Delivery)
 
     def __post_init__(self) -> None:
-        if not are_names(self.queue, self.task_id, self.owner, self.grant_id, self.root_id):
-            check_name("queue", self.queue)
-            check_name("task_id", self.task_id)
-            check_name("owner", self.owner)
-            check_name("grant_id", self.grant_id)
-            check_name("root_id", self.root_id)
+        _check_names("", self)
         check_duration("lease_ms", self.lease_ms)
         check_count("deaths", self.deaths, least=0)
         check_count("max_deliveries", self.max_deliveries, least=1)
@@ -775,12 +770,7 @@ def check_token(value: object) -> None:
     """
     if not isinstance(value, ClaimToken):
         raise InvalidArgument("token", f"expected a ClaimToken, got {type(value).__name__}")
-    if not are_names(value.queue, value.task_id, value.owner, value.grant_id, value.root_id):
-        check_name("token.queue", value.queue)
-        check_name("token.task_id", value.task_id)
-        check_name("token.owner", value.owner)
-        check_name("token.grant_id", value.grant_id)
-        check_name("token.root_id", value.root_id)
+    _check_names("token.", value)
     check_count("token.token", value.token, least=1)
     if not are_counts(value.created_at, value.expires_at, value.deaths):
         check_count("token.created_at", value.created_at, least=0)
@@ -788,6 +778,12 @@ def check_token(value: object) -> None:
         check_count("token.deaths", value.deaths, least=0)
     check_attempt("token.attempt", value.attempt)
     check_delivery("token.delivery", value.delivery)
+
+
+def _check_names(prefix: str, value: ClaimRequest | ClaimToken) -> None:
+    if not are_names(value.queue, value.task_id, value.owner, value.grant_id, value.root_id):
+        for name in ("queue", "task_id", "owner", "grant_id", "root_id"):
+            check_name(prefix + name, getattr(value, name))
 
 
 def check_attempt(argument: str, value: object) -> None:

@@ -4,7 +4,8 @@
 --   first page; which records of that same end come: after, from here on, or none; at most how many.
 --   "after" is followed by the task id, "from" and "none" are the words themselves:
 --   ARGV[4] is the word, ARGV[5] the task id, ARGV[6] the number.
--- Answers: the clock; then of each record three values: task id, record, end of lease; last the number of records that the index showed.
+-- Answers: the clock; then of each record three values: task id, record, end of lease; last the number
+--   of records that the index showed.
 -- The index may name what is no longer claimed after an eviction: that is taken out of it here.
 
 local view, after, word, task, most = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
